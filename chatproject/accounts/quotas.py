@@ -1,0 +1,204 @@
+"""What a user may use in a day: reserve at accept, settle at the end. Nothing else changes a day's use.
+
+A reservation is one conditional UPDATE of the user's day, so it holds under concurrency on SQLite and PostgreSQL
+alike. The day of a generation is the UTC day on which it was accepted, also when it ends after midnight.
+Knows no generation but its id, and no clock: callers pass ``now``.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final, TypeVar
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from chatproject.accounts.errors import Refused
+from chatproject.accounts.models import DailyUse, Plan, Reservation, UsageRecord, User
+from chatproject.contract.errors import Refusal
+
+# Multiples of a power of two add and subtract without rounding: after the last settlement the reserved sum is 0.0,
+# not 2.7e-17.
+GPU_SECOND_PARTS: Final = 2**20
+
+_T = TypeVar("_T", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What holds for one user: the plan's limits, or the user's own where set. None means no limit."""
+
+    requests_per_minute: int | None
+    tokens_per_day: int | None
+    gpu_seconds_per_day: float | None
+    concurrent: int | None
+    lane: str
+    weight: float
+    plan: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseToday:
+    """One user's UTC day so far."""
+
+    tokens_used: int
+    tokens_reserved: int
+    gpu_seconds_used: float
+    gpu_seconds_reserved: float
+    generations: int
+    limits: Limits
+
+
+def plan_of(user: User) -> Plan:
+    """Return the user's plan, or the default one."""
+    return user.plan if user.plan is not None else default_plan()
+
+
+def default_plan() -> Plan:
+    """Return the plan of users without one; when no plan is the default, a strict one that is in no table."""
+    default = Plan.objects.filter(is_default=True).first()
+    return default or Plan(
+        name="", requests_per_minute=20, tokens_per_day=200_000, gpu_seconds_per_day=3600.0, concurrent=2
+    )
+
+
+def limits_of(user: User, *, plan: Plan | None = None) -> Limits:
+    """Return what holds for ``user``; ``plan`` spares the look-up where the caller has it."""
+    plan = plan or plan_of(user)
+    return Limits(
+        requests_per_minute=_first(user.requests_per_minute, plan.requests_per_minute),
+        tokens_per_day=_first(user.tokens_per_day, plan.tokens_per_day),
+        gpu_seconds_per_day=_first(user.gpu_seconds_per_day, plan.gpu_seconds_per_day),
+        concurrent=_first(user.concurrent, plan.concurrent),
+        lane=plan.lane,
+        weight=plan.weight,
+        plan=plan.name,
+    )
+
+
+def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seconds: float, now: datetime) -> None:
+    """Hold back what a generation may cost at most. Call in the accept transaction: it locks the user's day.
+
+    Raises Refused(quota_exceeded) that says which limit, and when to try again.
+    """
+    limits, day = limits_of(user), _day(now)
+    seconds = _up(gpu_seconds)
+    with transaction.atomic():
+        DailyUse.objects.bulk_create([DailyUse(user=user, day=day)], ignore_conflicts=True)
+        mine = DailyUse.objects.filter(user=user, day=day)
+        has_room = Q()
+        if limits.tokens_per_day is not None:
+            has_room &= Q(tokens_used__lte=limits.tokens_per_day - tokens - F("tokens_reserved"))
+        if limits.gpu_seconds_per_day is not None:
+            has_room &= Q(gpu_seconds_used__lte=limits.gpu_seconds_per_day - seconds - F("gpu_seconds_reserved"))
+        moved = mine.filter(has_room).update(
+            tokens_reserved=F("tokens_reserved") + tokens,
+            gpu_seconds_reserved=F("gpu_seconds_reserved") + seconds,
+            generations=F("generations") + 1,
+        )
+        if moved != 1:
+            raise _exceeded(mine.get(), limits, tokens, seconds, now)
+        Reservation.objects.create(
+            generation_id=generation_id, user=user, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now
+        )
+
+
+def settle(
+    *,
+    generation_id: uuid.UUID | str,
+    model: str,
+    prompt_tokens: int,
+    completion_tokens: int,
+    gpu_seconds: float,
+    now: datetime,
+) -> bool:
+    """Turn a reservation into what was really used, and write the ledger. Call in the terminal transaction.
+
+    Returns False when it was settled before: nothing is charged twice.
+    """
+    with transaction.atomic():
+        held = Reservation.objects.filter(generation_id=generation_id).select_related("user").first()
+        if held is None:
+            return False
+        # On PostgreSQL two may read the row; only one deletes it.
+        if Reservation.objects.filter(generation_id=generation_id).delete()[0] != 1:
+            return False
+        seconds = _near(gpu_seconds)
+        DailyUse.objects.filter(user_id=held.user_id, day=held.day).update(
+            tokens_reserved=F("tokens_reserved") - held.tokens,
+            tokens_used=F("tokens_used") + prompt_tokens + completion_tokens,
+            gpu_seconds_reserved=F("gpu_seconds_reserved") - held.gpu_seconds,
+            gpu_seconds_used=F("gpu_seconds_used") + seconds,
+        )
+        UsageRecord.objects.create(
+            generation_id=generation_id, user=held.user, username=held.user.username, model=model,
+            prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, gpu_seconds=seconds, created_at=now,
+        )  # fmt: skip
+    return True
+
+
+def use_today(user: User, *, now: datetime | None = None) -> UseToday:
+    """Return the user's use of this UTC day beside the limits."""
+    return uses_today([user], now=now or timezone.now())[user.pk]
+
+
+def uses_today(users: Sequence[User], *, now: datetime) -> dict[uuid.UUID, UseToday]:
+    """Return the use of many users in two queries, where their plans are loaded."""
+    found = {use.user_id: use for use in DailyUse.objects.filter(user__in=users, day=_day(now))}
+    default = default_plan() if any(user.plan_id is None for user in users) else None
+    uses = {}
+    for user in users:
+        use = found.get(user.pk) or DailyUse()
+        uses[user.pk] = UseToday(
+            tokens_used=use.tokens_used, tokens_reserved=use.tokens_reserved, gpu_seconds_used=use.gpu_seconds_used,
+            gpu_seconds_reserved=use.gpu_seconds_reserved, generations=use.generations,
+            limits=limits_of(user, plan=user.plan or default),
+        )  # fmt: skip
+    return uses
+
+
+def seconds_to_midnight(now: datetime) -> float:
+    """Return the seconds until the next UTC day, when the daily limits start over."""
+    tomorrow = datetime.combine(_day(now) + timedelta(days=1), time(), tzinfo=UTC)
+    return max(1.0, (tomorrow - now).total_seconds())
+
+
+def _exceeded(use: DailyUse, limits: Limits, tokens: int, seconds: float, now: datetime) -> Refused:
+    wait_s = math.ceil(seconds_to_midnight(now))
+    limit = limits.tokens_per_day
+    if limit is not None and use.tokens_used + use.tokens_reserved + tokens > limit:
+        what = (
+            f"This needs up to {tokens:,} tokens; of your {limit:,} a day {use.tokens_used:,} are used and "
+            f"{use.tokens_reserved:,} held by running answers."
+        )
+        alone = tokens > limit
+    else:
+        limit_s = limits.gpu_seconds_per_day or 0.0
+        what = (
+            f"This needs up to {seconds:,.1f} GPU-seconds; of your {limit_s:,.1f} a day {use.gpu_seconds_used:,.1f} "
+            f"are used and {use.gpu_seconds_reserved:,.1f} held by running answers."
+        )
+        alone = seconds > limit_s
+    way_out = "Ask for fewer tokens (max_tokens)." if alone else "Ask for fewer tokens, or try again after 00:00 UTC."
+    return Refused(Refusal.QUOTA_EXCEEDED, f"{what} {way_out}", retry_after_s=None if alone else wait_s)
+
+
+def _first(own: _T | None, plans: _T | None) -> _T | None:
+    return plans if own is None else own
+
+
+def _day(now: datetime) -> date:
+    return now.astimezone(UTC).date()
+
+
+def _up(seconds: float) -> float:
+    return math.ceil(max(0.0, seconds) * GPU_SECOND_PARTS) / GPU_SECOND_PARTS
+
+
+def _near(seconds: float) -> float:
+    return round(max(0.0, seconds) * GPU_SECOND_PARTS) / GPU_SECOND_PARTS

@@ -1,0 +1,155 @@
+"""Who is at the other end of a chat socket, and whether they still are: session cookie, API key or ticket.
+
+A cookie comes by itself from any page, so it counts only with an Origin of ours; a key or a ticket proves itself.
+Works on the ASGI scope and the database, in a thread; knows no socket.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from django.conf import settings
+from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.models import Session
+from django.core.exceptions import ValidationError
+from django.http import parse_cookie
+from django.http.request import split_domain_port, validate_host
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+
+from chatproject.accounts import keys
+from chatproject.accounts.models import ApiKey, User
+from chatproject.chat import tickets
+
+NOT_SIGNED_IN: Final = 4401
+MAY_NOT_CHAT: Final = 4403
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One user, and what the right to be here hangs on. Empty fields do not matter to this one."""
+
+    user_id: str
+    session_key: str = ""
+    key_id: uuid.UUID | None = None
+    stamp: str = ""  # of the password
+
+
+class Unwelcome(Exception):
+    """The socket is closed with this code; the text says what to do."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(f"{code}: {reason}")
+
+
+def identify(scope: Mapping[str, Any]) -> Identity:
+    """Return who knocks. Raises Unwelcome. Blocks: uses the database, except for a ticket."""
+    headers = {name.lower(): value.decode("latin1") for name, value in scope["headers"]}
+    if b"authorization" in headers:
+        return _by_key(headers[b"authorization"])
+    given = parse_qs(scope.get("query_string", b"").decode("latin1")).get("ticket")
+    if given:
+        return _by_ticket(given[0])
+    return _by_session(headers)
+
+
+def lost(identities: Collection[Identity]) -> dict[Identity, int]:
+    """Return those who are no longer welcome, with the close code. Three queries at most, for any number of them."""
+    users = {
+        str(user_id): (is_active, password)
+        for user_id, is_active, password in User.objects.filter(
+            id__in={identity.user_id for identity in identities}
+        ).values_list("id", "is_active", "password")
+    }
+    session_keys = {identity.session_key for identity in identities if identity.session_key}
+    sessions = set(
+        Session.objects.filter(session_key__in=session_keys, expire_date__gt=timezone.now()).values_list(
+            "session_key", flat=True
+        )
+        if session_keys
+        else ()
+    )
+    key_ids = {identity.key_id for identity in identities if identity.key_id}
+    valid = set(ApiKey.objects.filter(id__in=key_ids, revoked_at=None).values_list("id", flat=True) if key_ids else ())
+    gone: dict[Identity, int] = {}
+    for identity in identities:
+        is_active, password = users.get(identity.user_id, (None, ""))
+        if is_active is False:
+            gone[identity] = MAY_NOT_CHAT
+        elif (
+            is_active is None
+            or (identity.session_key and identity.session_key not in sessions)
+            or (identity.key_id and identity.key_id not in valid)
+            or (identity.stamp and identity.stamp != tickets.stamp_of(password))
+        ):
+            gone[identity] = NOT_SIGNED_IN
+    return gone
+
+
+def is_origin_ours(origin: str, host: str) -> bool:
+    """Say whether a page of ``origin`` may use the visitor's cookie: a configured one, or the one it is served from."""
+    if origin in settings.WEBSOCKET_ORIGINS:
+        return True
+    try:
+        parts = urlsplit(origin)
+        is_form = parts.scheme in _PORTS and origin == f"{parts.scheme}://{parts.netloc}"
+        port = parts.port or _PORTS.get(parts.scheme)
+        served = urlsplit(f"//{host}")
+        is_same = (parts.hostname, port) == (served.hostname, served.port or _PORTS.get(parts.scheme))
+    except ValueError:
+        return False
+    # The Host header is the visitor's word too: without ALLOWED_HOSTS a foreign name could point here.
+    return (
+        is_form
+        and is_same
+        and (parts.scheme == "https") == settings.IS_SECURE
+        and validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
+    )
+
+
+def _by_key(authorization: str) -> Identity:
+    scheme, _, plaintext = authorization.partition(" ")
+    key = keys.identify(plaintext.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
+        raise Unwelcome(NOT_SIGNED_IN, "The API key is not valid. Make one in the settings.")
+    if not keys.allows(key, "chat"):
+        raise Unwelcome(MAY_NOT_CHAT, "This API key lacks the scope chat.")
+    return Identity(user_id=str(key.user_id), key_id=key.pk)
+
+
+def _by_ticket(text: str) -> Identity:
+    ticket = tickets.read(text)
+    if ticket is None:
+        raise Unwelcome(NOT_SIGNED_IN, "The ticket is not valid any more. Fetch a new one.")
+    return Identity(user_id=ticket.user_id, stamp=ticket.stamp)
+
+
+def _by_session(headers: Mapping[bytes, str]) -> Identity:
+    session_key = parse_cookie(headers.get(b"cookie", "")).get(settings.SESSION_COOKIE_NAME)
+    if not session_key:
+        raise Unwelcome(NOT_SIGNED_IN, "Sign in first.")
+    if not is_origin_ours(headers.get(b"origin", ""), headers.get(b"host", "")):
+        raise Unwelcome(MAY_NOT_CHAT, "This origin is not served here. Add it to TRUSTED_ORIGINS.")
+    session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+    try:
+        user = User.objects.filter(pk=session.get(SESSION_KEY)).first()
+    except (ValidationError, ValueError):
+        user = None
+    held = session.get(HASH_SESSION_KEY)
+    if user is None or not held or not any(constant_time_compare(held, each) for each in _session_hashes(user)):
+        raise Unwelcome(NOT_SIGNED_IN, "The session has ended. Sign in again.")
+    if not user.is_active:
+        raise Unwelcome(MAY_NOT_CHAT, "This account is not active. Ask an administrator.")
+    return Identity(user_id=str(user.pk), session_key=session_key, stamp=tickets.stamp_of(user.password))
+
+
+def _session_hashes(user: User) -> list[str]:
+    return [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]

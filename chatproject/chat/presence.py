@@ -1,0 +1,130 @@
+"""The open chat sockets of this process: how many each user has, whether they are still welcome, and how they end.
+
+One look every two seconds asks for all users at once, so ten thousand idle sockets cost three queries. Belongs to the
+event loop; knows sockets only as something with an identity that can be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from channels.db import database_sync_to_async
+
+from chatproject.chat import identity as identities
+from chatproject.chat.identity import Identity
+
+log = logging.getLogger(__name__)
+LOOK_S: Final = 2.0
+DRAIN_S: Final = 1.5  # closings are spread over this, so that not everyone comes back at once
+MAX_SOCKETS_PER_USER: Final = 200
+RESTARTING: Final = 1012
+_THREADS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chat-orm")
+
+
+def in_thread(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return ``work`` as a coroutine function that runs in one of this process's database threads."""
+    # Thread-sensitive, the default, is one thread for all: a slow query would hold up every socket.
+    return database_sync_to_async(work, thread_sensitive=False, executor=_THREADS)
+
+
+class OpenSocket(Protocol):
+    """What is counted, looked after and closed."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whose socket it is."""
+
+    def close(self, code: int) -> None:
+        """End it; returns at once."""
+
+
+class Presence:
+    """All sockets of one process. Every method belongs to its event loop."""
+
+    def __init__(self, lost: Callable[[Collection[Identity]], dict[Identity, int]] = identities.lost) -> None:
+        self._lost = in_thread(lost)
+        self._sockets: set[OpenSocket] = set()
+        self._per_user: Counter[str] = Counter()
+        self._task: asyncio.Task[None] | None = None
+        self._is_draining = False
+
+    def join(self, socket: OpenSocket) -> bool:
+        """Count a socket in; False when its user has as many as one may have, or the process is about to end."""
+        user_id = socket.identity.user_id
+        if self._is_draining or self._per_user[user_id] >= MAX_SOCKETS_PER_USER:
+            return False
+        self._per_user[user_id] += 1
+        self._sockets.add(socket)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._watch())
+        return True
+
+    def leave(self, socket: OpenSocket) -> None:
+        """Count a socket out; nothing happens when it was not in."""
+        if socket in self._sockets:
+            self._sockets.discard(socket)
+            self._per_user[socket.identity.user_id] -= 1
+            self._per_user += Counter()  # drops the zeros
+
+    async def look(self) -> None:
+        """Close the sockets of those who are not welcome any more."""
+        known = {socket.identity for socket in self._sockets}
+        gone = await self._lost(known) if known else {}
+        for socket in list(self._sockets):
+            code = gone.get(socket.identity)
+            if code is not None:
+                socket.close(code)
+
+    async def drain(self) -> None:
+        """Close every socket with 1012, a few at a time; no new one is taken."""
+        self._is_draining = True
+        sockets = list(self._sockets)
+        random.shuffle(sockets)
+        for index, socket in enumerate(sockets):
+            socket.close(RESTARTING)
+            if index % 50 == 49 or index == len(sockets) - 1:
+                await asyncio.sleep(DRAIN_S * 50 / max(50, len(sockets)) * random.uniform(0.1, 1.0))  # noqa: S311
+
+    def drain_at_sigterm(self) -> None:
+        """From now on SIGTERM drains first and then does what it did: daphne itself sends no close frame."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        before = signal.getsignal(signal.SIGTERM)
+
+        async def drain_then_end() -> None:
+            await self.drain()
+            signal.signal(signal.SIGTERM, before)
+            signal.raise_signal(signal.SIGTERM)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain_then_end()))
+
+        signal.signal(signal.SIGTERM, on_signal)
+
+    async def _watch(self) -> None:
+        while self._sockets:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.look()
+            except Exception as error:
+                # A database that is away is no reason to send everybody home.
+                log.warning("nobody could be looked up: %r", error)
+
+
+@functools.cache
+def get_presence() -> Presence:
+    """Return the process's presence, which from then on also takes care of SIGTERM."""
+    presence = Presence()
+    presence.drain_at_sigterm()
+    return presence

@@ -1,0 +1,247 @@
+"""Writes of the chat app: send, answer again, create, rename, delete. Each is one transaction, or nothing at all.
+
+Knows no socket and no Redis: the durable job is admission's, here its messages are kept in order. The conversation's
+row is locked first, so that positions and history are those of one moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import unicodedata
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import transaction
+from django.db.models import Max
+from django.utils import timezone
+
+from chatproject.accounts.models import User
+from chatproject.chat import selectors
+from chatproject.chat.errors import Refusal, Refused
+from chatproject.chat.models import Conversation, Message
+from chatproject.chat.protocol import Regenerate, Send
+from chatproject.contract.messages import Turn
+from chatproject.generations import admission
+from chatproject.generations import services as generation_services
+from chatproject.generations.models import Generation
+
+TITLE_CHARACTERS = 60
+TITLE_MAX = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendResult:
+    """What was accepted; the same again for a retry, then with ``is_new`` False."""
+
+    conversation_id: str
+    title: str
+    message_id: str  # the user's
+    answer_id: str  # the assistant's message
+    generation_id: str  # of an earlier try when not ``is_new``
+    is_new: bool
+
+
+def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult:
+    """Accept a message and the answer to it. Raises Refused; nothing is stored then.
+
+    A frame with ``replaces`` takes the place of that message: it and all that followed are superseded.
+    """
+    body = _sha256(frame)
+    earlier = _earlier(user, frame.id, body)
+    if earlier is not None:
+        return earlier
+    with transaction.atomic():
+        conversation = _locked(user, frame.conversation) if frame.conversation is not None else _new(user, frame)
+        messages = selectors.messages_shown(conversation.id) if frame.conversation is not None else []
+        kept = messages
+        if frame.replaces is not None:
+            kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
+        turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
+        accepted = _accept(user, frame, body, conversation, turns, generation_id, watcher)
+        if accepted.is_new:
+            if not conversation.title or (conversation.is_title_automatic and not kept):
+                conversation.title = title_of(frame.text)
+            if frame.model:
+                conversation.model = frame.model
+            _touch(conversation)
+            position = _supersede(conversation, kept, messages)
+            asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
+            answer = _answer(conversation, position + 1, accepted.generation)
+            Message.objects.bulk_create([asked, answer])
+            return _result(conversation, asked, answer, is_new=True)
+    return _earlier_or_lost(user, frame.id, body)
+
+
+def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: str | None) -> SendResult:
+    """Answer the same user message again; the answer it replaces and all that followed are superseded."""
+    body = _sha256(frame)
+    earlier = _earlier(user, frame.id, body)
+    if earlier is not None:
+        return earlier
+    with transaction.atomic():
+        replaced = Message.objects.filter(generation_id=frame.generation, conversation__user=user).first()
+        if replaced is None:
+            raise Refused(Refusal.NOT_FOUND)
+        conversation = _locked(user, replaced.conversation_id)
+        messages = selectors.messages_shown(conversation.id)
+        kept = _before(messages, lambda each: each.generation_id == frame.generation)
+        asked = next((each for each in reversed(kept) if each.role == Message.Role.USER), None)
+        if asked is None:
+            raise Refused(Refusal.NOT_FOUND)
+        turns = selectors.history(conversation.system_prompt, kept)
+        accepted = _accept(user, frame, body, conversation, turns, generation_id, watcher)
+        if accepted.is_new:
+            _touch(conversation)
+            answer = _answer(conversation, _supersede(conversation, kept, messages), accepted.generation)
+            answer.save(force_insert=True)
+            return _result(conversation, asked, answer, is_new=True)
+    return _earlier_or_lost(user, frame.id, body)
+
+
+def create_conversation(*, user: User, title: str = "", model: str = "", system_prompt: str = "") -> Conversation:
+    """Make an empty conversation; without a title it gets one from its first message."""
+    cleaned = clean_title(title)[:TITLE_MAX]
+    return Conversation.objects.create(
+        user=user, title=cleaned, is_title_automatic=not cleaned, model=model, system_prompt=system_prompt
+    )
+
+
+def rename(*, user: User, conversation_id: uuid.UUID | str, title: str) -> Conversation:
+    """Give a conversation a title of the user's own. Raises Refused: bad_params when empty or too long, not_found."""
+    cleaned = clean_title(title)
+    if not cleaned:
+        raise Refused(Refusal.BAD_PARAMS, "title: write a title; it is empty.")
+    if len(cleaned) > TITLE_MAX:
+        raise Refused(Refusal.BAD_PARAMS, f"title: at most {TITLE_MAX} characters; this one has {len(cleaned)}.")
+    conversation = selectors.conversation(user, conversation_id)
+    conversation.title, conversation.is_title_automatic = cleaned, False
+    conversation.save(update_fields=["title", "is_title_automatic"])
+    return conversation
+
+
+def delete(*, user: User, conversation_id: uuid.UUID | str) -> None:
+    """Delete a conversation with its messages; what it is still answering is stopped. The ledger stays."""
+    with transaction.atomic():
+        # Locked, so that no message is accepted between the list of its generations and the delete.
+        conversation = _locked(user, selectors.conversation(user, conversation_id).id)
+        generations = Generation.objects.filter(user=user, thread=conversation.id).values_list("id", flat=True)
+        generation_services.forget(generation_ids=list(generations))
+        conversation.delete()
+
+
+def title_of(text: str) -> str:
+    """Return a title for a conversation that begins with ``text``: one line, cut at a word."""
+    cleaned = clean_title(text)
+    if len(cleaned) <= TITLE_CHARACTERS:
+        return cleaned or "New chat"
+    head = cleaned[: TITLE_CHARACTERS + 1]
+    cut = head.rfind(" ")
+    # A text without spaces (a link, Chinese) is cut where it stands.
+    head = head[:cut] if cut >= TITLE_CHARACTERS // 2 else cleaned[:TITLE_CHARACTERS]
+    return head.rstrip(" ,.;:-") + "…"
+
+
+def clean_title(text: str) -> str:
+    """Return ``text`` as one line, without control characters and without those that turn its direction around."""
+    kept = (" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text if char not in _BIDI)
+    return " ".join("".join(kept).split())
+
+
+# Invisible, and they let a title rewrite the page's line around it. Joiners stay: emoji and Persian need them.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _sha256(frame: Send | Regenerate) -> str:
+    # The generation's `body`: all that the client said but its id, so that the same id with other words is seen.
+    fields = {"kind": type(frame).__name__, **dataclasses.asdict(frame)}
+    del fields["id"]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _earlier(user: User, client_id: str, body_sha256: str) -> SendResult | None:
+    found = Generation.objects.filter(user=user, client_id=client_id).only("id", "body_sha256").first()
+    if found is None:
+        return None
+    if found.body_sha256 != body_sha256:
+        raise Refused(Refusal.ID_REUSED)
+    answer = Message.objects.select_related("conversation").filter(generation_id=found.id).first()
+    if answer is None:
+        raise Refused(Refusal.NOT_FOUND, "This message was sent before, and its conversation was deleted since.")
+    earlier = Message.objects.filter(conversation_id=answer.conversation_id, position__lt=answer.position)
+    asked = earlier.filter(role=Message.Role.USER).order_by("-position")[0]
+    return _result(answer.conversation, asked, answer, is_new=False)
+
+
+def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult:
+    earlier = _earlier(user, client_id, body_sha256)
+    if earlier is None:
+        raise Refused(Refusal.UNAVAILABLE)
+    return earlier
+
+
+def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
+    found = Conversation.objects.select_for_update().filter(user=user, id=conversation_id).first()
+    if found is None:
+        raise Refused(Refusal.NOT_FOUND)
+    return found
+
+
+def _new(user: User, frame: Send) -> Conversation:
+    if frame.replaces is not None:
+        raise Refused(Refusal.NOT_FOUND)
+    return Conversation(user=user)
+
+
+def _before(messages: list[Message], is_replaced: Callable[[Message], bool]) -> list[Message]:
+    for index, message in enumerate(messages):
+        if is_replaced(message):
+            return messages[:index]
+    raise Refused(Refusal.NOT_FOUND)
+
+
+def _accept(
+    user: User, frame: Send | Regenerate, body: str, conversation: Conversation, turns: tuple[Turn, ...],
+    generation_id: str, watcher: str | None,
+) -> admission.Accepted:  # fmt: skip
+    return admission.accept(
+        admission.Draft(
+            generation_id=generation_id, user=user, client_id=frame.id, thread=conversation.id,
+            model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
+            body_sha256=body, watcher=watcher,
+        )
+    )  # fmt: skip
+
+
+def _touch(conversation: Conversation) -> None:
+    # A new conversation is inserted here, only after admission took its first message.
+    conversation.updated_at = timezone.now()
+    if conversation._state.adding:
+        conversation.save(force_insert=True)
+    else:
+        conversation.save(update_fields=["title", "model", "updated_at"])
+
+
+def _supersede(conversation: Conversation, kept: list[Message], messages: list[Message]) -> int:
+    """Mark all of ``messages`` after ``kept``; return the next free position."""
+    replaced = [message.id for message in messages[len(kept) :]]
+    if replaced:
+        Message.objects.filter(id__in=replaced).update(is_superseded=True)
+    # Superseded messages keep their positions, so the last one shown is not the last one there is.
+    last = Message.objects.filter(conversation=conversation).aggregate(last=Max("position"))["last"]
+    return 0 if last is None else int(last) + 1
+
+
+def _answer(conversation: Conversation, position: int, generation: Generation) -> Message:
+    return Message(
+        conversation=conversation, position=position, role=Message.Role.ASSISTANT, generation_id=generation.id
+    )
+
+
+def _result(conversation: Conversation, asked: Message, answer: Message, *, is_new: bool) -> SendResult:
+    return SendResult(
+        conversation_id=str(conversation.id), title=conversation.title, message_id=str(asked.id),
+        answer_id=str(answer.id), generation_id=str(answer.generation_id), is_new=is_new,
+    )  # fmt: skip

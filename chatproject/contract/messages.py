@@ -1,0 +1,209 @@
+"""What travels beside the frames: the request, the end, control messages, and what workers say of themselves.
+
+Each is frozen, closed and has a JSON form; `from_json` refuses what it does not know with ContractError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+from chatproject.contract.errors import ContractError
+from chatproject.contract.names import Lane
+
+Role = Literal["system", "user", "assistant"]
+ROLES: Final[tuple[Role, ...]] = ("system", "user", "assistant")
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One piece of the conversation: who said what. ``text`` is data, never control tokens."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. A value of the range is checked at admission; the engine checks again."""
+
+    temperature: float = 0.7  # 0 = greedy
+    top_p: float = 1.0  # (0, 1]
+    top_k: int = 0  # 0 = all
+    max_tokens: int = 512  # >= 1
+    seed: int = 0  # 64 bits; drawn at accept when the user gave none
+    stop: tuple[str, ...] = ()  # at most 16; the answer ends before the first of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """All a worker needs to answer: written at accept, never changed, read again at every run."""
+
+    generation_id: str  # uuid4, lower case
+    model: str  # slug
+    lane: Lane
+    user_id: str  # opaque: the scope of fairness and of prefix sharing
+    weight: float = 1.0  # the user's share within the lane
+    turns: tuple[Turn, ...]
+    params: SamplingParams
+    accepted_ms: int  # database clock, milliseconds since the epoch
+    expires_ms: int  # waits until then at the longest
+    attempt: int = 1  # runs that died + 1
+    watcher: str | None = None  # the channel that wants the first frames
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """Return the request as compact JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a request. Raises ContractError when it is not one of this version."""
+        fields = _object(text)
+        try:
+            fields["lane"] = Lane(fields["lane"])
+            fields["turns"] = tuple(Turn(**turn) for turn in fields["turns"])
+            params = fields["params"]
+            params["stop"] = tuple(params.get("stop", ()))
+            fields["params"] = SamplingParams(**params)
+            request = cls(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ContractError(f"not a generation request: {error}") from error
+        if request.version != VERSION:
+            raise ContractError(f"a generation request of version {request.version}; this side reads {VERSION}")
+        return request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a generation took. Seconds are the engine's, shared out by tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens whose keys and values were there already
+    dropped_turns: int = 0  # turns cut from the oldest because they did not fit the context
+    engine_s: float = 0.0  # GPU-seconds (CPU-seconds of the engine on CPU)
+    queue_ms: int = 0  # accepted to claimed, of the last run
+    prefill_ms: int = 0
+    decode_ms: int = 0
+
+    def to_json(self) -> str:
+        """Return the usage as compact JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a usage; unknown fields of a newer side are left out."""
+        fields = _object(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who serves a generation: slot (stays over restarts), boot (one process), run (only grows)."""
+
+    slot: str
+    boot: str
+    run: int
+
+    def __str__(self) -> str:
+        return f"{self.slot}:{self.boot}:{self.run}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``<slot>:<boot>:<run>``."""
+        try:
+            slot, boot, run = text.rsplit(":", 2)
+            return cls(slot=slot, boot=boot, run=int(run))
+        except ValueError as error:
+            raise ContractError(f"not a lease: {text!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A word on a worker's control channel."""
+
+    kind: Literal["cancel", "watch", "drain"]
+    generation_id: str = ""
+    channel: str = ""  # watch: who wants the frames
+
+    def to_json(self) -> str:
+        """Return the word as compact JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a word. Raises ContractError when it is none."""
+        try:
+            return cls(**_object(text))
+        except TypeError as error:
+            raise ContractError(f"not a control message: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """What the workers of a model say of it; kept for a day so that estimates survive them."""
+
+    model: str
+    context_tokens: int
+    vocabulary_sha256: str
+    turn_tokens: int  # template tokens around one turn, the most of any role
+    slots: int  # sequences one worker runs at once
+    seconds_per_token: float  # engine seconds, shared out by tokens, moving average
+    state: Literal["loading", "ready", "failed"]
+    detail: str = ""
+    seconds_per_generation: float = 0.0  # claimed to end, moving average; 0 = not known yet
+
+    def to_json(self) -> str:
+        """Return the status as compact JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a status. Raises ContractError when it is none."""
+        try:
+            return cls(**_object(text))
+        except TypeError as error:
+            raise ContractError(f"not a model status: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What one worker slot holds right now."""
+
+    slot: str
+    boot: str
+    model: str
+    state: Literal["loading", "ready", "draining"]
+    slots: int
+    running: int
+    steps: int  # engine steps since boot: grows while the engine lives
+    rows_per_step: float  # mean rows of a decode step since boot
+    decode_steps: int = 0  # since boot
+    tokens: int = 0  # completion tokens since boot
+
+    def to_json(self) -> str:
+        """Return the status as compact JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a status. Raises ContractError when it is none."""
+        try:
+            return cls(**_object(text))
+        except TypeError as error:
+            raise ContractError(f"not a worker status: {error}") from error
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ContractError("not JSON") from error
+    if not isinstance(value, dict):
+        raise ContractError("not a JSON object")
+    return value

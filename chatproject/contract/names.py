@@ -1,0 +1,108 @@
+"""Every name that travels between processes: lanes, queues, tasks, Redis keys, channels.
+
+Knows no client and no settings; a name is a pure function of ids.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+
+class Lane(enum.StrEnum):
+    """How urgent a generation is; a user's plan decides it. Order of definition is order of service."""
+
+    VIP = "vip"
+    INTERACTIVE = "interactive"
+    BACKGROUND = "background"
+    BATCH = "batch"
+
+
+# Celery on Redis serves 0 first. RabbitMQ serves the highest first: `broker.priority_of` maps once.
+PRIORITY: Final[dict[Lane, int]] = {Lane.VIP: 0, Lane.INTERACTIVE: 3, Lane.BACKGROUND: 6, Lane.BATCH: 9}
+LANES: Final[tuple[Lane, ...]] = tuple(Lane)
+
+GENERATE_TASK: Final = "chat.generate"
+RECORDS_QUEUE: Final = "records"
+RECORDS_FINISH_TASK: Final = "records.finish"
+SUBPROTOCOL: Final = "chat.v1"
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def model_slug(name: str) -> str:
+    """Return the slug of a model directory or hub id: ``Org/My Model`` becomes ``my-model``."""
+    tail = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    slug = re.sub(r"[^a-z0-9._-]+", "-", tail).strip("-._")[:63]
+    return slug or "model"
+
+
+def is_model_slug(text: str) -> bool:
+    """Say whether ``text`` may stand in a queue name and a key."""
+    return _SLUG.fullmatch(text) is not None
+
+
+def generate_queue(model: str) -> str:
+    """Return the Celery queue of one model."""
+    return f"generate.{model}"
+
+
+def model_of_queue(queue: str) -> str:
+    """Return the model whose tickets travel in ``queue``."""
+    return queue.removeprefix("generate.")
+
+
+def wait_key(model: str, lane: str) -> str:
+    """Sorted set of generation ids that wait; score = accepted time of the database in ms, the same at every return."""
+    return f"wait:{model}:{lane}"
+
+
+def request_key(generation_id: str) -> str:
+    """String: the GenerationRequest as JSON."""
+    return f"req:{generation_id}"
+
+
+def lease_key(generation_id: str) -> str:
+    """String ``<slot>:<boot>:<run>``, alive for LEASE_MS: who serves this generation now."""
+    return f"lease:{generation_id}"
+
+
+def log_key(generation_id: str) -> str:
+    """Stream, entries ``<run>-<seq>``: the generation log."""
+    return f"gen:{generation_id}"
+
+
+def cancel_key(generation_id: str) -> str:
+    """String, present when a stop was asked for."""
+    return f"cancel:{generation_id}"
+
+
+def watch_key(generation_id: str) -> str:
+    """Sorted set of channel names that want the frames; score = expiry in ms."""
+    return f"watch:{generation_id}"
+
+
+def worker_key(slot: str) -> str:
+    """String (JSON WorkerStatus), alive for WORKER_MS: what one worker slot holds."""
+    return f"worker:{slot}"
+
+
+def model_key(model: str) -> str:
+    """String (JSON ModelStatus), alive for MODEL_MS: what the workers say of a model."""
+    return f"model:{model}"
+
+
+def control_channel(slot: str) -> str:
+    """Redis pub/sub channel on which one worker hears cancel, watch and drain."""
+    return f"control:{slot}"
+
+
+LEASE_MS: Final = 5_000
+WORKER_MS: Final = 5_000
+MODEL_MS: Final = 24 * 3600 * 1000
+# A request and a log outlive the longest wait and the longest run; the database holds the truth afterwards.
+REQUEST_MS: Final = 24 * 3600 * 1000
+LOG_MS: Final = 24 * 3600 * 1000
+STORED_LOG_MS: Final = 10 * 60 * 1000
+WATCH_MS: Final = 60_000

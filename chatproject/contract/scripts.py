@@ -1,0 +1,206 @@
+"""The atomic steps of the protocol, as Lua. Both sides run these and nothing else on the keys of a generation.
+
+Each names its keys. A log's last id is the fence: an entry is only written behind the run that holds the log. A run is
+`max(Redis ms, last run + 1)`, so it grows even when the clock steps back. Tables of answers stand at each script.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A Lua source with the names of its keys and arguments, in order."""
+
+    name: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+    source: str
+
+
+# `last` is the id of the last entry, run and seq its parts. `kind` tells whether the log has its end.
+_COMMON: Final = """
+local function field(fields, name)
+  for i = 1, #fields, 2 do if fields[i] == name then return fields[i + 1] end end
+  return nil
+end
+local function split(id)
+  local run, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(run), tonumber(seq)
+end
+local function tail(key)
+  local rows = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)
+  if not rows[1] then return '', 0, 0, '' end
+  local run, seq = split(rows[1][1])
+  return rows[1][1], run, seq, field(rows[1][2], 'k')
+end
+local function is_ended(kind) return kind == 'end' or kind == 'stored' end
+local function next_run(last_run)
+  local now = redis.call('TIME')
+  return math.max(now[1] * 1000 + math.floor(now[2] / 1000), last_run + 1)
+end
+local function last_seq(key)
+  local from = '+'
+  while true do
+    local rows = redis.call('XREVRANGE', key, from, '-', 'COUNT', 16)
+    for _, row in ipairs(rows) do
+      if field(row[2], 'k') ~= 'start' then local _, seq = split(row[1]) return seq end
+      from = '(' .. row[1]
+    end
+    if #rows < 16 then return 0 end
+  end
+end
+local function as_id(run, seq) return string.format('%.0f-%.0f', run, seq) end
+-- An end written by others than a worker: in a run of its own, behind all that is there.
+local function write_end(key, last_run, log_ms, fields)
+  local run, seq = next_run(last_run), last_seq(key)
+  if seq == 0 then
+    redis.call('XADD', key, as_id(run, 1), 'k', 'started', 'at', '0')
+    seq = 1
+  end
+  redis.call('XADD', key, as_id(run, seq + 1), 'k', 'end', unpack(fields))
+  redis.call('PEXPIRE', key, log_ms)
+  return as_id(run, seq + 1)
+end
+"""
+
+
+def _script(name: str, keys: str, args: str, body: str) -> Script:
+    return Script(name=name, keys=tuple(keys.split()), args=tuple(args.split()), source=_COMMON + body)
+
+
+# -> waiting | leased | ended
+ENQUEUE: Final = _script(
+    "enqueue", "req wait lease gen", "id request score request_ms",
+    """
+local _, _, _, kind = tail(KEYS[4])
+if is_ended(kind) then return 'ended' end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
+if redis.call('EXISTS', KEYS[3]) == 1 then return 'leased' end
+redis.call('ZADD', KEYS[2], 'NX', ARGV[3], ARGV[1])
+return 'waiting'
+""",
+)  # fmt: skip
+
+# -> {claimed, run, request, score, cancelled 0|1, entries before, watchers} | {gone | leased | ended | no_request}
+CLAIM: Final = _script(
+    "claim", "wait req lease gen cancel watch", "id slot:boot lease_ms log_ms",
+    """
+local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not score then return {'gone'} end
+if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('ZREM', KEYS[1], ARGV[1]) return {'leased'} end
+local _, last_run, _, kind = tail(KEYS[4])
+if is_ended(kind) then redis.call('ZREM', KEYS[1], ARGV[1]) return {'ended'} end
+local request = redis.call('GET', KEYS[2])
+if not request then return {'no_request'} end
+redis.call('ZREM', KEYS[1], ARGV[1])
+local run = next_run(last_run)
+local entries = redis.call('XRANGE', KEYS[4], '-', '+')
+redis.call('XADD', KEYS[4], as_id(run, 0), 'k', 'start', 'by', ARGV[2])
+redis.call('PEXPIRE', KEYS[4], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('SET', KEYS[3], ARGV[2] .. ':' .. string.format('%.0f', run), 'PX', ARGV[3])
+return {'claimed', string.format('%.0f', run), request, score, redis.call('EXISTS', KEYS[5]), entries,
+        redis.call('ZRANGE', KEYS[6], 0, -1)}
+""",
+)  # fmt: skip
+
+# -> {ok | cancel | stored | lost, last id}; the last id tells whether the log is gone or shorter than what was written
+RENEW: Final = _script(
+    "renew", "lease gen cancel", "lease run lease_ms",
+    """
+local last, last_run, _, kind = tail(KEYS[2])
+if last_run > tonumber(ARGV[2]) then return {'lost', last} end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {'lost', last} end
+if kind == 'stored' then
+  if holder then redis.call('DEL', KEYS[1]) end
+  return {'stored', last}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+if redis.call('EXISTS', KEYS[3]) == 1 then return {'cancel', last} end
+return {'ok', last}
+""",
+)  # fmt: skip
+
+# -> ok | gone | newer | ended | short:<last id>. Expected '': the log must not exist; it is written again.
+APPEND: Final = _script(
+    "append", "gen", "expected log_ms run number:(id number:(field value)*)*",
+    """
+local last, last_run, _, kind = tail(KEYS[1])
+if last_run > tonumber(ARGV[3]) then return 'newer' end
+if is_ended(kind) then return 'ended' end
+if last ~= ARGV[1] then
+  if last == '' then return 'gone' end
+  return 'short:' .. last
+end
+local at = 5
+for _ = 1, tonumber(ARGV[4]) do
+  local size = tonumber(ARGV[at + 1]) * 2
+  redis.call('XADD', KEYS[1], ARGV[at], unpack(ARGV, at + 2, at + 1 + size))
+  at = at + 2 + size
+end
+if ARGV[1] == '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 'ok'
+""",
+)  # fmt: skip
+
+# -> waiting | lost | cancelled
+HAND_BACK: Final = _script(
+    "hand_back", "lease wait gen cancel", "id lease score run",
+    """
+local _, last_run, _, kind = tail(KEYS[3])
+if redis.call('GET', KEYS[1]) ~= ARGV[2] or last_run > tonumber(ARGV[4]) or is_ended(kind) then return 'lost' end
+if redis.call('EXISTS', KEYS[4]) == 1 then return 'cancelled' end
+redis.call('DEL', KEYS[1])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+return 'waiting'
+""",
+)  # fmt: skip
+
+# The end by others than the worker (sweeper: expired, quarantined). -> ended | leased | the new entry's id
+END: Final = _script(
+    "end", "gen lease wait", "id log_ms field value ...",
+    """
+local _, last_run, _, kind = tail(KEYS[1])
+if is_ended(kind) then return 'ended' end
+if redis.call('EXISTS', KEYS[2]) == 1 then return 'leased' end
+redis.call('ZREM', KEYS[3], ARGV[1])
+return write_end(KEYS[1], last_run, ARGV[2], {unpack(ARGV, 3)})
+""",
+)  # fmt: skip
+
+# -> {ended} | {written, id} when it waited | {asked, lease or ''}
+CANCEL: Final = _script(
+    "cancel", "wait gen cancel lease", "id log_ms field value ...",
+    """
+local _, last_run, _, kind = tail(KEYS[2])
+if is_ended(kind) then return {'ended'} end
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+  return {'written', write_end(KEYS[2], last_run, ARGV[2], {unpack(ARGV, 3)})}
+end
+redis.call('SET', KEYS[3], '1', 'PX', ARGV[2])
+return {'asked', redis.call('GET', KEYS[4]) or ''}
+""",
+)  # fmt: skip
+
+# After the commit: says so in the log, lets go of what the generation held. -> channels that watch
+STORED: Final = _script(
+    "stored", "gen req lease cancel watch wait", "id stored_log_ms field value ...",
+    """
+local last, run, seq, kind = tail(KEYS[1])
+if last ~= '' and kind ~= 'stored' then
+  if kind ~= 'end' then run = next_run(run) seq = last_seq(KEYS[1]) end
+  redis.call('XADD', KEYS[1], as_id(run, seq + 1), 'k', 'stored', unpack(ARGV, 3))
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+local channels = redis.call('ZRANGE', KEYS[5], 0, -1)
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('ZREM', KEYS[6], ARGV[1])
+return channels
+""",
+)  # fmt: skip
+
+ALL: Final = (ENQUEUE, CLAIM, RENEW, APPEND, HAND_BACK, END, CANCEL, STORED)

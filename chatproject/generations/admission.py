@@ -1,0 +1,207 @@
+"""Accept a generation, or refuse it and leave no trace: validate, rate, quota, lane, then one row and one reservation.
+
+Joins the caller's transaction, so that a message and its generation are one. Redis is told after the commit only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from chatproject import metrics
+from chatproject.accounts import quotas
+from chatproject.accounts.models import User
+from chatproject.contract.errors import Refusal
+from chatproject.contract.messages import GenerationRequest, ModelStatus, SamplingParams, Turn
+from chatproject.contract.names import Lane
+from chatproject.generations import announcer, context, dispatch, model_states, selectors
+from chatproject.generations.errors import Refused
+from chatproject.generations.models import Generation, ServedModel, Status
+from chatproject.generations.params import Params, is_storable, parse_params
+from chatproject.generations.sampling_defaults import sampling_defaults
+
+__all__ = ["Accepted", "Draft", "Params", "accept", "parse_params"]
+
+DEFAULT_MAX_TOKENS: Final = 1024
+ASSUMED_SECONDS_PER_TOKEN: Final = 0.02  # until a worker has measured the model
+MAX_CLIENT_ID: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What a sender asks for, before anything is checked against the user's rights."""
+
+    generation_id: str  # chosen by the caller, so that its reader can be attached before the commit
+    user: User
+    client_id: str  # the sender's own id; the same id and body again is the same generation
+    body_sha256: str
+    thread: uuid.UUID | None
+    model: str | None  # slug; None = the default
+    turns: tuple[Turn, ...]
+    params: Params = Params()
+    origin: str = "chat"
+    watcher: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """An accepted generation; ``is_new`` is False when the same message had come before."""
+
+    generation: Generation
+    is_new: bool
+
+
+def accept(draft: Draft) -> Accepted:
+    """Write the generation and its reservation, and dispatch after the commit. Raises Refused; nothing is kept then."""
+    try:
+        with transaction.atomic():
+            earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
+            return Accepted(generation=earlier, is_new=False) if earlier is not None else _accept_new(draft)
+    except IntegrityError as error:
+        # Lost a race: the same message came twice at once, or the conversation got another one.
+        earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
+        if earlier is not None:
+            return Accepted(generation=earlier, is_new=False)
+        raise _refused(Refused(Refusal.CONVERSATION_BUSY)) from error
+    except Refused as refused:
+        raise _refused(refused) from None
+
+
+def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation | None:
+    """Return the generation this message was accepted as before. Raises Refused(id_reused) for another body."""
+    earlier = Generation.objects.filter(user=user, client_id=client_id).first()
+    if earlier is not None and earlier.body_sha256 != body_sha256:
+        raise Refused(Refusal.ID_REUSED)
+    return earlier
+
+
+def _accept_new(draft: Draft) -> Accepted:
+    _check_form(draft)
+    now = timezone.now()
+    model = selectors.model_for(draft.user, draft.model)
+    status = model_states.latest(model.slug)
+    prompt_tokens, max_tokens = _fit(draft, model, status)
+    limits = quotas.limits_of(draft.user)
+    seconds_per_token = status.seconds_per_token if status is not None else 0.0
+    # First, because it locks the user's day: the counts below cannot change until the commit.
+    quotas.reserve(
+        user=draft.user,
+        generation_id=uuid.UUID(draft.generation_id),
+        tokens=prompt_tokens + max_tokens,
+        gpu_seconds=max_tokens * (seconds_per_token or ASSUMED_SECONDS_PER_TOKEN),
+        now=now,
+    )
+    _check_rates(draft.user, limits, now)
+    if draft.thread is not None and _is_busy(draft.thread):
+        raise Refused(Refusal.CONVERSATION_BUSY)
+    request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
+    generation = Generation.objects.create(
+        id=uuid.UUID(draft.generation_id), user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256,
+        thread=draft.thread, origin=draft.origin, model=model.slug, lane=request.lane,
+        request=json.loads(request.to_json()), accepted_at=now, expires_at=_expiry(now),
+    )  # fmt: skip
+    transaction.on_commit(lambda: _announce(request, str(draft.user.pk), draft.thread))
+    return Accepted(generation=generation, is_new=True)
+
+
+def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
+    dispatch.announce(request)
+    metrics.accepted(lane=request.lane)
+    announcer.get_announcer().notice(
+        user_id=user_id, thread=str(thread) if thread else None, generation_id=request.generation_id, status="accepted"
+    )
+
+
+def _check_form(draft: Draft) -> None:
+    if not 1 <= len(draft.client_id) <= MAX_CLIENT_ID:
+        raise Refused(Refusal.BAD_PARAMS, f"The message id must have 1 to {MAX_CLIENT_ID} characters.")
+    if not draft.turns or not any(turn.text.strip() for turn in draft.turns if turn.role == "user"):
+        raise Refused(Refusal.EMPTY_TEXT)
+    if not all(is_storable(turn.text) for turn in draft.turns):
+        raise Refused(Refusal.BAD_PARAMS, "The text may not hold NUL or broken Unicode.")
+
+
+def _fit(draft: Draft, model: ServedModel, status: ModelStatus | None) -> tuple[int, int]:
+    """Return (prompt tokens at most, max_tokens). Raises Refused when the last turn alone does not fit."""
+    known = [tokens for tokens in (model.context_tokens, status.context_tokens if status else 0) if tokens]
+    turn_tokens = status.turn_tokens if status else context.DEFAULT_TURN_TOKENS
+    wanted = draft.params.max_tokens or DEFAULT_MAX_TOKENS
+    if not known:
+        return context.count_tokens(model.directory, draft.turns, turn_tokens=turn_tokens), wanted
+    limit = min(known)
+    always = [turn for turn in draft.turns[:-1] if turn.role == "system"] + [draft.turns[-1]]
+    least = context.count_tokens(model.directory, always, turn_tokens=turn_tokens)
+    if least + 1 > limit:
+        raise Refused(
+            Refusal.CONTEXT_TOO_LONG,
+            f"The message takes about {least} tokens; this model's context holds {limit}. Shorten it.",
+        )
+    prompt_tokens = min(context.count_tokens(model.directory, draft.turns, turn_tokens=turn_tokens), limit)
+    return prompt_tokens, min(wanted, limit - least)
+
+
+def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
+    mine = Generation.objects.filter(user=user)
+    if limits.concurrent is not None and mine.filter(status=Status.ACCEPTED).count() >= limits.concurrent:
+        raise Refused(
+            Refusal.TOO_MANY_RUNNING,
+            f"Your plan allows {limits.concurrent} answers at a time. Wait for one to end, or stop one.",
+            retry_after_s=2,
+        )
+    if limits.requests_per_minute is not None:
+        since = now - timedelta(minutes=1)
+        recent = list(mine.filter(accepted_at__gt=since).order_by("-accepted_at").values_list("accepted_at", flat=True))
+        if len(recent) >= limits.requests_per_minute:
+            index = limits.requests_per_minute - 1
+            wait_s = 60.0 if index < 0 else max(1.0, (recent[index] - since).total_seconds())
+            raise Refused(
+                Refusal.RATE_LIMITED,
+                f"Your plan allows {limits.requests_per_minute} requests per minute. Try again in {wait_s:.0f} s.",
+                retry_after_s=round(wait_s, 1),
+            )
+
+
+def _is_busy(thread: uuid.UUID) -> bool:
+    return Generation.objects.filter(thread=thread, status=Status.ACCEPTED).exists()
+
+
+def _request(
+    draft: Draft, model: ServedModel, lane: Lane, weight: float, max_tokens: int, now: datetime
+) -> GenerationRequest:
+    wish, default = draft.params, sampling_defaults(model.directory)
+    sampling = SamplingParams(
+        temperature=default.temperature if wish.temperature is None else wish.temperature,
+        top_p=default.top_p if wish.top_p is None else wish.top_p,
+        top_k=default.top_k if wish.top_k is None else wish.top_k,
+        max_tokens=max_tokens,
+        seed=secrets.randbits(63) if wish.seed is None else wish.seed,
+        stop=wish.stop,
+    )
+    return GenerationRequest(
+        generation_id=draft.generation_id, model=model.slug, lane=lane, user_id=str(draft.user.pk), weight=weight,
+        turns=draft.turns, params=sampling, accepted_ms=int(now.timestamp() * 1000),
+        expires_ms=int(_expiry(now).timestamp() * 1000), watcher=draft.watcher,
+    )  # fmt: skip
+
+
+def _expiry(now: datetime) -> datetime:
+    return now + timedelta(seconds=settings.QUEUE_MAX_WAIT_S)
+
+
+def _refused(refused: Refused) -> Refused:
+    metrics.refused(code=refused.code)
+    return refused
+
+
+def as_json(params: Params) -> str:
+    """Return the params in a canonical form, for the body's digest."""
+    return json.dumps(dataclasses.asdict(params), sort_keys=True)

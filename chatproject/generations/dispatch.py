@@ -1,0 +1,59 @@
+"""After the commit: put the generation among those that wait, and ring for a worker.
+
+Both may fail: the sweeper finds an accepted row that nobody knows of. Runs in threads of its own, because a broker
+that is away blocks a caller for seconds. Knows no sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import redis
+from django.conf import settings
+from kombu.exceptions import OperationalError
+
+from chatproject.celery import app
+from chatproject.contract import broker, names
+from chatproject.contract.messages import GenerationRequest
+from chatproject.contract.names import Lane
+from chatproject.generations import scripts
+
+log = logging.getLogger(__name__)
+AWAY = (redis.RedisError, OperationalError, OSError)
+
+_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
+
+
+def announce(request: GenerationRequest) -> None:
+    """Enqueue and ring, later and elsewhere. Never raises and never waits."""
+    _threads.submit(_announce, request)
+
+
+def ring(model: str, lane: Lane | str) -> None:
+    """Send one ticket: someone waits for this model. Raises one of AWAY."""
+    lane = Lane(lane)
+    app.send_task(
+        names.GENERATE_TASK,
+        queue=names.generate_queue(model),
+        priority=broker.priority_of(lane, broker_url=settings.REDIS_URL),
+        retry=False,
+        ignore_result=True,
+    )
+
+
+def ask_to_store(generation_id: str) -> None:
+    """Ask `records` to copy the end of a generation to its row. Raises one of AWAY."""
+    app.send_task(
+        names.RECORDS_FINISH_TASK, args=[generation_id], queue=names.RECORDS_QUEUE, retry=False, ignore_result=True
+    )
+
+
+def _announce(request: GenerationRequest) -> None:
+    try:
+        if scripts.enqueue(request) == "waiting":
+            ring(request.model, request.lane)
+    except AWAY as error:
+        log.warning("generation %s waits for the sweeper: %r", request.generation_id, error)
+    except Exception:
+        log.exception("generation %s waits for the sweeper", request.generation_id)

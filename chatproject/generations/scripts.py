@@ -1,0 +1,83 @@
+"""The web side's calls of the protocol's atomic steps. Each takes ids and says what Redis answered.
+
+Every call raises redis.RedisError when Redis is away; the row in the database is the truth, so callers may let it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from redis.commands.core import Script as BoundScript
+
+from chatproject import redis_client
+from chatproject.contract import names, scripts
+from chatproject.contract.frames import End
+from chatproject.contract.messages import Control, GenerationRequest
+
+
+@functools.cache
+def _bound(script: scripts.Script) -> BoundScript:
+    return redis_client.client().register_script(script.source)
+
+
+def _call(script: scripts.Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    return _bound(script)(keys=keys, args=args)
+
+
+def flat(fields: Mapping[str, str]) -> list[str]:
+    """Return field, value, field, value, ... as XADD takes them."""
+    return [part for pair in fields.items() for part in pair]
+
+
+def enqueue(request: GenerationRequest) -> Literal["waiting", "leased", "ended"]:
+    """Put an accepted generation among those that wait, once."""
+    id_ = request.generation_id
+    keys = [
+        names.request_key(id_), names.wait_key(request.model, request.lane), names.lease_key(id_), names.log_key(id_)
+    ]  # fmt: skip
+    answer: Literal["waiting", "leased", "ended"] = _call(
+        scripts.ENQUEUE, keys, [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS]
+    )
+    return answer
+
+
+def cancel(*, generation_id: str, model: str, lane: str, end: End) -> tuple[str, str]:
+    """Stop a generation: ``written`` (it waited), ``asked`` with the lease of its worker, or ``ended``."""
+    keys = [
+        names.wait_key(model, lane), names.log_key(generation_id), names.cancel_key(generation_id),
+        names.lease_key(generation_id),
+    ]  # fmt: skip
+    answer = _call(scripts.CANCEL, keys, [generation_id, names.LOG_MS, *flat(end.entry())])
+    return answer[0], answer[1] if len(answer) > 1 else ""
+
+
+def end(*, generation_id: str, model: str, lane: str, end: End) -> str:
+    """Write the end of a generation that nobody serves: ``ended``, ``leased``, or the entry's id."""
+    keys = [names.log_key(generation_id), names.lease_key(generation_id), names.wait_key(model, lane)]
+    answer: str = _call(scripts.END, keys, [generation_id, names.LOG_MS, *flat(end.entry())])
+    return answer
+
+
+def stored(*, generation_id: str, model: str, lane: str, end: End) -> list[str]:
+    """Say in the log that the row is terminal and let go of all it held. Return the channels that watch."""
+    keys = [
+        names.log_key(generation_id), names.request_key(generation_id), names.lease_key(generation_id),
+        names.cancel_key(generation_id), names.watch_key(generation_id), names.wait_key(model, lane),
+    ]  # fmt: skip
+    channels: list[str] = _call(scripts.STORED, keys, [generation_id, names.STORED_LOG_MS, *flat(end.entry())])
+    return channels
+
+
+def forget(generation_id: str) -> None:
+    """Drop the log and all else of a generation whose row is gone; a worker that still runs it finds its log gone."""
+    redis_client.client().delete(
+        names.log_key(generation_id), names.request_key(generation_id), names.lease_key(generation_id),
+        names.cancel_key(generation_id), names.watch_key(generation_id),
+    )  # fmt: skip
+
+
+def tell_worker(slot: str, word: Control) -> None:
+    """Say a word on a worker's control channel; lost when it does not listen, so nothing may depend on it alone."""
+    redis_client.client().publish(names.control_channel(slot), word.to_json())

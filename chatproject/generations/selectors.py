@@ -1,0 +1,77 @@
+"""Reads of generations: rows by owner, logs by id, and what the workers say."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import redis
+from django.core.exceptions import ValidationError
+
+from chatproject import redis_client
+from chatproject.accounts import quotas
+from chatproject.accounts.models import User
+from chatproject.contract import frames, names
+from chatproject.contract.errors import ContractError, Refusal
+from chatproject.contract.frames import Log
+from chatproject.contract.messages import GenerationRequest, ModelStatus, WorkerStatus
+from chatproject.generations.errors import Refused
+from chatproject.generations.models import Generation, ServedModel
+
+
+def owned(*, user_id: uuid.UUID | str, generation_id: uuid.UUID | str) -> Generation:
+    """Return the user's generation. Raises Refused(not_found) for foreign and unknown ids alike."""
+    try:
+        return Generation.objects.defer("request").get(id=generation_id, user_id=user_id)
+    except (Generation.DoesNotExist, ValidationError, ValueError) as error:
+        raise Refused(Refusal.NOT_FOUND) from error
+
+
+def request_of(generation: Generation) -> GenerationRequest:
+    """Return the request as accepted, with the attempt of the row."""
+    return GenerationRequest.from_json(json.dumps(generation.request | {"attempt": generation.attempt}))
+
+
+def log_of(generation_id: str) -> Log:
+    """Return the folded log; an empty one when there is none. Raises redis.RedisError and ContractError."""
+    entries: Any = redis_client.client().xrange(names.log_key(generation_id))
+    return frames.fold(generation_id, entries)
+
+
+def models_for(user: User) -> list[ServedModel]:
+    """Return the enabled models that the user's plan allows, the default first."""
+    models = ServedModel.objects.filter(is_enabled=True).prefetch_related("plans")
+    plan_id = quotas.plan_of(user).pk
+    allowed = [model for model in models if _is_allowed(model, plan_id)]
+    return sorted(allowed, key=lambda model: (not model.is_default, model.slug))
+
+
+def model_for(user: User, slug: str | None) -> ServedModel:
+    """Return the named model, or the default. Raises Refused(model_unknown) when the user has none such."""
+    for model in models_for(user):
+        if slug is None or model.slug == slug:
+            return model
+    raise Refused(Refusal.MODEL_UNKNOWN, f"There is no model {slug!r} for you." if slug else "")
+
+
+def model_status(slug: str) -> ModelStatus | None:
+    """Return what the workers last said of a model; None when they never did or Redis is away."""
+    try:
+        text: Any = redis_client.client().get(names.model_key(slug))
+        return ModelStatus.from_json(text) if text else None
+    except (redis.RedisError, ContractError):
+        return None
+
+
+def workers() -> list[WorkerStatus]:
+    """Return the workers alive now, by slot. Raises redis.RedisError."""
+    client = redis_client.client()
+    keys = sorted(client.scan_iter(match=names.worker_key("*"), count=200))
+    texts: Any = client.mget(keys) if keys else []
+    return [WorkerStatus.from_json(text) for text in texts if text]
+
+
+def _is_allowed(model: ServedModel, plan_id: int) -> bool:
+    plans = {plan.pk for plan in model.plans.all()}
+    return not plans or plan_id in plans

@@ -1,0 +1,153 @@
+"""Find accepted rows that nobody serves, and bring them back: the promise does not rest on any message in Redis.
+
+Every second, in a thread of each records process, any number of them. An accepted row that neither waits, nor is
+leased, nor has ended in two looks 2 s apart goes back to the queue by one conditional UPDATE. Any Redis error makes the
+looks start over, because what was not seen is not gone. Also stores ends nobody stored, expires, and repeats stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from django import db
+from django.db.models import F
+from django.utils import timezone
+
+from chatproject import redis_client
+from chatproject.contract import broker, names
+from chatproject.contract.errors import FAILURE_TEXT, Failure
+from chatproject.contract.frames import End
+from chatproject.generations import dispatch, scripts, selectors, services
+from chatproject.generations.models import Generation, Status
+
+log = logging.getLogger(__name__)
+PERIOD_S: Final = 1.0
+LOOKS_APART_S: Final = 2.0
+MAX_ATTEMPTS: Final = 3
+MAX_DEATHS: Final = 8
+BATCH: Final = 2000
+
+
+class Sweeper:
+    """Looks every second. Owned by its thread; `stop` may be called from any."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._missing_since: dict[str, float] = {}
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Sweep until stopped. No error ends it."""
+        while not self._stopped.wait(PERIOD_S):
+            try:
+                self.sweep()
+            except dispatch.AWAY as error:
+                self._missing_since.clear()
+                log.warning("sweep: Redis is away: %r", error)
+            except db.Error as error:
+                log.warning("sweep: the database is away: %r", error)
+            except Exception:
+                log.exception("sweep")
+            finally:
+                db.connections.close_all()
+
+    def stop(self) -> None:
+        """End the loop within a look."""
+        self._stopped.set()
+
+    def sweep(self) -> None:
+        """Look once at every accepted row. Raises one of dispatch.AWAY or a database error."""
+        rows = list(Generation.objects.filter(status=Status.ACCEPTED).defer("answer").order_by("accepted_at")[:BATCH])
+        known = {str(row.id) for row in rows}
+        for id_ in [id_ for id_ in self._missing_since if id_ not in known]:
+            del self._missing_since[id_]
+        for row, (is_waiting, has_request, lease, last) in zip(rows, _looks(rows), strict=True):
+            self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), last=last)
+        if rows:
+            _ring_for_waiting({row.model for row in rows})
+
+    def _judge(self, row: Generation, *, is_waiting: bool, is_leased: bool, last: list[Any]) -> None:
+        id_ = str(row.id)
+        if last and last[0][1].get("k") in ("end", "stored"):
+            self._missing_since.pop(id_, None)
+            dispatch.ask_to_store(id_)
+            return
+        if row.cancel_requested_at is not None:
+            services.push_cancel(row)
+        if is_leased:
+            self._missing_since.pop(id_, None)
+            return
+        if timezone.now() >= row.expires_at and not last:
+            _write_end(row, Failure.EXPIRED)
+            return
+        if is_waiting:
+            self._missing_since.pop(id_, None)
+            return
+        if self._clock() - self._missing_since.setdefault(id_, self._clock()) >= LOOKS_APART_S:
+            self._bring_back(row)
+            self._missing_since.pop(id_, None)
+
+    def _bring_back(self, row: Generation) -> None:
+        folded = selectors.log_of(str(row.id))
+        died = folded.run > 0
+        attempt, deaths = row.attempt, row.deaths + (1 if died else 0)
+        if died:
+            # A run that added tokens was no poison: the count of deaths in a row starts over.
+            attempt = 1 if len(folded.tokens) > row.tokens_at_death else row.attempt + 1
+        moved = Generation.objects.filter(id=row.id, status=Status.ACCEPTED, version=row.version).update(
+            attempt=attempt, deaths=deaths, tokens_at_death=len(folded.tokens), version=F("version") + 1
+        )
+        if moved != 1:
+            return  # Another sweeper was first, or it has ended.
+        row.attempt, row.deaths = attempt, deaths
+        if attempt > MAX_ATTEMPTS or deaths > MAX_DEATHS:
+            _write_end(row, Failure.QUARANTINED)
+            return
+        log.info("generation %s goes back to the queue (attempt %d, deaths %d)", row.id, attempt, deaths)
+        request = selectors.request_of(row)
+        if scripts.enqueue(request) == "waiting":
+            dispatch.ring(request.model, request.lane)
+
+
+def _looks(rows: list[Generation]) -> Iterable[tuple[bool, bool, str | None, list[Any]]]:
+    """Read what Redis knows of every row, in one pipeline."""
+    if not rows:
+        return []
+    pipe = redis_client.client().pipeline(transaction=False)
+    for row in rows:
+        id_ = str(row.id)
+        pipe.zscore(names.wait_key(row.model, row.lane), id_)
+        pipe.exists(names.request_key(id_))
+        pipe.get(names.lease_key(id_))
+        pipe.xrevrange(names.log_key(id_), count=1)
+    flat = pipe.execute()
+    return [
+        (score is not None, bool(exists), lease, last)
+        for score, exists, lease, last in zip(*[iter(flat)] * 4, strict=True)
+    ]
+
+
+def _write_end(row: Generation, failure: Failure) -> None:
+    end = End(
+        status="expired" if failure is Failure.EXPIRED else "failed", code=failure, message=FAILURE_TEXT[failure]
+    )  # fmt: skip
+    answer = scripts.end(generation_id=str(row.id), model=row.model, lane=row.lane, end=end)
+    if answer != "leased":
+        dispatch.ask_to_store(str(row.id))
+
+
+def _ring_for_waiting(models: set[str]) -> None:
+    """Ring when more wait than tickets lie in the queue: a lost ticket costs a second, not an answer."""
+    client = redis_client.client()
+    for model in models:
+        lanes = [(lane, client.zcard(names.wait_key(model, lane))) for lane in names.LANES]
+        tickets = sum(client.llen(key) for key in broker.redis_lists(names.generate_queue(model)))
+        missing = sum(count for _, count in lanes) - tickets
+        for lane, count in lanes:
+            for _ in range(min(missing, count, 32)):
+                dispatch.ring(model, lane)
+            missing -= count

@@ -1,0 +1,1 @@
+"""The supervisor behind `manage.py up`: one noun per file, put together in `service.py`."""

@@ -1,0 +1,155 @@
+"""Real servers for the tests: a Redis and a PostgreSQL, each in a directory of its own on a free loopback port.
+
+Both die with the test run, even when it is killed. Nothing of Django is imported here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_START_S = 60.0
+_POSTGRESQL = ("initdb", "postgres", "pg_isready", "createdb")
+
+
+def find_redis() -> str | None:
+    """Return the Redis or Valkey server on PATH."""
+    return shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+def find_postgresql() -> Path | None:
+    """Return the directory with ``initdb`` and ``postgres``: Debian keeps it off the PATH."""
+    debian = Path("/usr/lib/postgresql")
+    found = sorted(debian.glob("[0-9]*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+    on_path = shutil.which("initdb")
+    if on_path:
+        found.append(Path(on_path).resolve().parent)
+    return next((path for path in found if all((path / name).exists() for name in _POSTGRESQL)), None)
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
+    """Run a Redis server with nothing on disk; yield its URL."""
+    binary = find_redis()
+    assert binary is not None, "no redis-server: mark the test with needs('redis')"
+    port = port or free_port()
+    with tempfile.TemporaryDirectory(prefix="chat-redis-") as directory:
+        command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", directory, "--save", ""]
+        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+        with _stopping(process, signal.SIGTERM):
+            _wait(process, lambda: _answers(port, b"PING\r\n", b"+PONG"), "redis-server")
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def postgresql_server() -> Iterator[str]:
+    """Run a PostgreSQL cluster without fsync; yield the URL of its empty database."""
+    binaries = find_postgresql()
+    assert binaries is not None, "no postgresql: mark the test with needs('postgresql')"
+    # PostgreSQL refuses to run as root, and pytest's own tmp_path is closed to other users.
+    user = "postgres" if os.geteuid() == 0 else None
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="chat-pg-", ignore_cleanup_errors=True) as directory:
+        if user is not None:
+            entry = pwd.getpwnam(user)
+            os.chown(directory, entry.pw_uid, entry.pw_gid)
+        data = f"{directory}/data"
+        initdb = [str(binaries / "initdb"), "-D", data, "-U", "chat", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+        _check(initdb, directory, user)
+        settings = {
+            "listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": directory,
+            "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200",
+        }  # fmt: skip
+        command = [str(binaries / "postgres"), "-D", data]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory,
+            preexec_fn=_as_user(user, signal.SIGINT),
+        )  # fmt: skip
+        # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
+        with _stopping(process, signal.SIGINT):
+            ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "chat"]
+            _wait(process, lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
+            _check(
+                [str(binaries / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "chat", "chat"], directory, user
+            )
+            yield f"postgres://chat@127.0.0.1:{port}/chat"
+
+
+def _check(command: list[str], directory: str, user: str | None) -> None:
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, check=False, preexec_fn=_as_user(user, signal.SIGKILL)
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr or done.stdout}")
+
+
+def _as_user(user: str | None, parent_death: signal.Signals) -> Callable[[], None]:
+    def prepare() -> None:
+        os.setsid()  # a Ctrl-C for pytest is not one for the server; the fixture stops it
+        if user is not None:
+            entry = pwd.getpwnam(user)
+            os.setgroups([])
+            os.setgid(entry.pw_gid)
+            os.setuid(entry.pw_uid)
+        # Changing the user clears the death signal, so it comes last.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, parent_death)
+
+    return prepare
+
+
+def _die_with_parent() -> None:
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _stopping(process: subprocess.Popen[bytes], stop: signal.Signals) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[], bool], name: str) -> None:
+    deadline = time.monotonic() + _START_S
+    while not is_ready():
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} ended with exit status {process.returncode} while starting")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{name} was not ready after {_START_S:.0f} s")
+        time.sleep(0.02)
+
+
+def _answers(port: int, question: bytes, answer: bytes) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(question)
+            return connection.recv(64).startswith(answer)
+    except OSError:
+        return False

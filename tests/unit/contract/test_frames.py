@@ -1,0 +1,114 @@
+"""Frames, logs and messages between the sides."""
+
+from __future__ import annotations
+
+import pytest
+
+from chatproject.contract import frames
+from chatproject.contract.errors import ContractError, Failure, FinishReason
+from chatproject.contract.frames import End, Frame, fold
+from chatproject.contract.messages import GenerationRequest, Lease, ModelStatus, SamplingParams, Turn, Usage
+from chatproject.contract.names import Lane, is_model_slug, model_slug
+
+ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
+
+
+def frame(seq: int, kind: str = "delta", *, run: int = 5, at: int = 0, text: str = "", tokens: tuple[int, ...] = ()):
+    return Frame(generation_id=ID, run=run, seq=seq, kind=kind, at=at, text=text, tokens=tokens)  # type: ignore[arg-type]
+
+
+def entries_of(*log: Frame) -> list[tuple[str, dict[str, str]]]:
+    return [(f"{each.run}-{each.seq}", each.entry()) for each in log]
+
+
+END = End(
+    status="done",
+    reason=FinishReason.STOP,
+    usage=Usage(prompt_tokens=3, completion_tokens=2, engine_s=0.5),
+    sha256="ab",
+)
+
+
+def test_a_log_folds_to_the_answer_over_several_runs() -> None:
+    first = [("5-0", {"k": "start"}), *entries_of(frame(1, "started"), frame(2, text="Grüß ", tokens=(1, 2)))]
+    second = [("9-0", {"k": "start"}), *entries_of(frame(3, run=9, at=5, text="Gott", tokens=(3,)))]
+    log = fold(ID, [*first, *second])
+    assert (log.run, log.seq, log.text, log.tokens) == (9, 3, "Grüß Gott", (1, 2, 3))
+    assert [each.seq for each in log.frames] == [1, 2, 3]
+    assert log.end is None
+
+
+def test_the_end_and_that_it_is_stored_are_read_from_the_log() -> None:
+    end = Frame(generation_id=ID, run=5, seq=2, kind="end", end=END)
+    rows = [*entries_of(frame(1, "started"), end), ("5-3", {"k": "stored"})]
+    log = fold(ID, rows)
+    assert (log.end, log.end_seq, log.is_stored) == (END, 2, True)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        entries_of(frame(1, "started"), frame(3, text="x")),
+        entries_of(frame(1, "started"), frame(2, at=4, text="x")),
+        [("5-1", {"k": "nonsense"})],
+        entries_of(frame(1, "started"), Frame(generation_id=ID, run=5, seq=2, kind="end", end=END), frame(3, text="x")),
+    ],
+)
+def test_a_log_with_a_gap_or_something_unknown_is_refused(rows: list[tuple[str, dict[str, str]]]) -> None:
+    with pytest.raises(ContractError):
+        fold(ID, rows)
+
+
+def test_frames_travel_through_the_channel_layer_unchanged_but_for_token_ids() -> None:
+    sent = [frame(2, at=1, text="né🙂", tokens=(4,)), Frame(generation_id=ID, run=5, seq=3, kind="end", at=4, end=END)]
+    received = frames.frames_of_message(frames.channel_message(sent))
+    assert [(each.seq, each.at, each.text, each.tokens) for each in received] == [(2, 1, "né🙂", ()), (3, 4, "", ())]
+    assert received[1].end == END
+
+
+def test_an_end_of_each_kind_survives_the_log() -> None:
+    for end in (
+        END,
+        End(status="cancelled", reason=FinishReason.CANCELLED),
+        End(status="failed", code=Failure.NUMERICAL, message="why"),
+        End(status="expired", code=Failure.EXPIRED),
+    ):
+        assert End.from_entry(end.entry()) == end
+
+
+def test_a_request_survives_json_and_another_version_is_refused() -> None:
+    request = GenerationRequest(
+        generation_id=ID, model="demo", lane=Lane.VIP, user_id="u", turns=(Turn(role="user", text="Zoë\n🙂"),),
+        params=SamplingParams(seed=2**63 - 1, stop=("a", "b")), accepted_ms=1, expires_ms=2, watcher="c",
+    )  # fmt: skip
+    assert GenerationRequest.from_json(request.to_json()) == request
+    with pytest.raises(ContractError, match="version 99"):
+        GenerationRequest.from_json(request.to_json().replace('"version":1', '"version":99'))
+    for text in ("", "[]", "{}", '{"generation_id": 1}', "[" * 100_000, request.to_json().replace('"vip"', '"none"')):
+        with pytest.raises(ContractError):
+            GenerationRequest.from_json(text)
+
+
+def test_a_lease_names_slot_boot_and_run_even_when_the_slot_has_colons() -> None:
+    lease = Lease(slot="host:1", boot="ab", run=77)
+    assert Lease.parse(str(lease)) == lease
+    with pytest.raises(ContractError):
+        Lease.parse("nonsense")
+
+
+def test_a_status_of_a_newer_worker_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ContractError, match="not a model status"):
+        ModelStatus.from_json('{"model": "demo", "novelty": 1}')
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "qwen2.5-7b-instruct-gptq-int4"),
+        ("/srv/models/My Model/", "my-model"),
+        ("///", "model"),
+    ],
+)
+def test_a_model_name_becomes_a_slug(name: str, slug: str) -> None:
+    assert model_slug(name) == slug
+    assert is_model_slug(slug)

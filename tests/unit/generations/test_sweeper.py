@@ -1,0 +1,156 @@
+"""What nobody serves comes back, however Redis forgot it; what nobody can serve ends with a reason."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import redis
+from django.utils import timezone
+
+from chatproject.contract import names
+from chatproject.contract.frames import Frame
+from chatproject.generations import admission, records, scripts, selectors, services
+from chatproject.generations.models import Generation
+from chatproject.generations.sweeper import Sweeper
+from workers.store import Claim, Store
+
+pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sweeper(clock: Clock) -> Sweeper:
+    return Sweeper(clock=clock)
+
+
+def look(sweeper: Sweeper, clock: Clock, times: int = 3) -> None:
+    for _ in range(times):
+        sweeper.sweep()
+        clock.now += 1.0
+
+
+def waiting(server: redis.Redis) -> list[str]:
+    return server.zrange(names.wait_key("demo", "interactive"), 0, -1)
+
+
+def run_and_die(store: Store, server: redis.Redis, generation: Generation, *, tokens: int) -> Claim:
+    claim = store.claim(model="demo", lane="interactive", generation_id=str(generation.id), slot="w", boot="b")  # type: ignore[arg-type]
+    assert claim is not None
+    run, seq, at = claim.lease.run, claim.prefix.seq, len(claim.prefix.text)
+    frames = [] if seq else [Frame(generation_id="g", run=run, seq=1, kind="started")]
+    if tokens:
+        seq = max(seq, 1) + 1
+        frames.append(
+            Frame(generation_id="g", run=run, seq=seq, kind="delta", at=at, text="x" * tokens, tokens=(7,) * tokens)
+        )
+    store.append([(str(generation.id), run, f"{run}-0", [(f"{run}-{frame.seq}", frame.entry()) for frame in frames])])
+    server.delete(names.lease_key(str(generation.id)))
+    return claim
+
+
+def test_a_generation_that_redis_never_heard_of_waits_after_two_looks(draft, sweeper, clock, server) -> None:
+    generation = admission.accept(draft()).generation
+    look(sweeper, clock, times=2)
+    assert waiting(server) == []
+    look(sweeper, clock, times=1)
+    assert waiting(server) == [str(generation.id)]
+    assert server.llen("generate.demo\x06\x163") >= 1
+    assert Generation.objects.get().attempt == 1
+
+
+def test_a_generation_in_the_queue_without_its_request_gets_it_again(draft, sweeper, clock, server) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    server.delete(names.request_key(str(generation.id)))
+    look(sweeper, clock)
+    assert server.exists(names.request_key(str(generation.id)))
+
+
+def test_a_served_generation_is_left_alone(draft, sweeper, clock, server, store: Store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    store.claim(model="demo", lane="interactive", generation_id=str(generation.id), slot="w", boot="b")  # type: ignore[arg-type]
+    look(sweeper, clock, times=5)
+    assert waiting(server) == []
+    assert Generation.objects.get().version == 0
+
+
+def test_a_redis_error_makes_the_looks_start_over(draft, sweeper, clock, server, settings) -> None:
+    admission.accept(draft())
+    look(sweeper, clock, times=2)
+    sweeper._missing_since.clear()  # what run() does on any error of Redis
+    look(sweeper, clock, times=2)
+    assert waiting(server) == []
+
+
+def test_a_run_that_died_with_progress_goes_on_and_one_without_counts(draft, sweeper, clock, server, store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    run_and_die(store, server, generation, tokens=2)
+    look(sweeper, clock)
+    row = Generation.objects.get()
+    assert (row.attempt, row.deaths, row.tokens_at_death) == (1, 1, 2)
+    run_and_die(store, server, generation, tokens=0)
+    look(sweeper, clock)
+    assert Generation.objects.get().attempt == 2
+    claim = store.claim(model="demo", lane="interactive", generation_id=str(generation.id), slot="w", boot="b")
+    assert claim is not None
+    assert (claim.prefix.text, claim.request.attempt) == ("xx", 2)
+
+
+def test_a_message_that_kills_its_workers_is_set_aside_with_what_it_had(draft, sweeper, clock, server, store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    run_and_die(store, server, generation, tokens=1)
+    look(sweeper, clock)
+    for _ in range(3):
+        run_and_die(store, server, generation, tokens=0)
+        look(sweeper, clock)
+    assert waiting(server) == []
+    stored = records.store(str(generation.id))
+    assert stored is not None
+    assert (stored.end.status, stored.end.code, stored.generation.answer) == ("failed", "quarantined", "x")
+
+
+def test_a_message_that_waited_too_long_expires(draft, sweeper, clock, server) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    Generation.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    look(sweeper, clock, times=1)
+    assert waiting(server) == []
+    stored = records.store(str(generation.id))
+    assert stored is not None
+    assert (stored.end.status, stored.end.code) == ("expired", "expired")
+
+
+def test_a_stop_that_redis_did_not_hear_is_repeated(draft, sweeper, clock, server) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    services.stop(user_id=generation.user_id, generation_id=generation.id)  # its push runs only after a commit
+    assert waiting(server) == [str(generation.id)]
+    look(sweeper, clock, times=1)
+    assert waiting(server) == []
+    stored = records.store(str(generation.id))
+    assert stored is not None
+    assert stored.end.status == "cancelled"
+
+
+def test_a_lost_ticket_is_rung_again(draft, sweeper, clock, server) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    look(sweeper, clock, times=1)
+    assert server.llen("generate.demo\x06\x163") == 1
+    look(sweeper, clock, times=3)
+    assert server.llen("generate.demo\x06\x163") == 1

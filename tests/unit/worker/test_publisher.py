@@ -1,0 +1,231 @@
+"""Log first, then show, over a real Redis that forgets, lags and goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from channels_redis.pubsub import RedisPubSubChannelLayer
+
+from chatproject.contract import broker, frames, names, scripts
+from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
+from chatproject.contract.names import Lane
+from tests.servers import free_port, redis_server
+from workers.engine.interfaces import Finish, StepOutput
+from workers.generation import ActiveGeneration
+from workers.publisher import Publisher
+from workers.store import Claim, Store
+
+pytestmark = pytest.mark.needs("redis")
+
+
+class Outside:
+    """Notes what the publisher asks of the rest."""
+
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+        self.cancelled: list[str] = []
+        self.stored: list[str] = []
+        self.rung: list[str] = []
+
+    def drop(self, generation_id: str, run: int) -> None:
+        self.dropped.append(generation_id)
+
+    def cancel(self, generation_id: str, run: int) -> None:
+        self.cancelled.append(generation_id)
+
+    def ask_to_store(self, generation_id: str) -> None:
+        self.stored.append(generation_id)
+
+    def ring(self, active: ActiveGeneration) -> None:
+        self.rung.append(active.id)
+
+
+class Bench:
+    """A publisher with its Redis, and a generation that was claimed."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.server = redis.Redis.from_url(url, decode_responses=True)
+        self.store = Store(url)
+        self.outside = Outside()
+        self.publisher = Publisher(redis_url=url, flush_ms=5, outside=self.outside)
+        self.publisher.start()
+
+    def claim(self) -> Claim:
+        request = GenerationRequest(
+            generation_id=str(uuid.uuid4()), model="demo", lane=Lane.INTERACTIVE, user_id="u",
+            turns=(Turn(role="user", text="hi"),), params=SamplingParams(), accepted_ms=1, expires_ms=2,
+            watcher="chat.web.test",
+        )  # fmt: skip
+        keys = [
+            names.request_key(request.generation_id), names.wait_key("demo", "interactive"),
+            names.lease_key(request.generation_id), names.log_key(request.generation_id),
+        ]  # fmt: skip
+        enqueue = self.server.register_script(scripts.ENQUEUE.source)
+        assert enqueue(keys=keys, args=[request.generation_id, request.to_json(), 1, 60_000]) == "waiting"
+        return self.take(request)
+
+    def take(self, request: GenerationRequest) -> Claim:
+        claim = self.store.claim(
+            model="demo", lane=Lane.INTERACTIVE, generation_id=request.generation_id, slot="w", boot="b"
+        )
+        assert claim is not None
+        return claim
+
+    def begin(self) -> ActiveGeneration:
+        active = ActiveGeneration(self.claim(), queue_ms=0, claimed_at=0.0)
+        self.publisher.begin(active)
+        return active
+
+    def step(self, active: ActiveGeneration, token: int, text: str, finish: Finish | None = None) -> None:
+        output = StepOutput(sequence_id=f"{active.id}/{active.run}", tokens=(token,), text=text, finish=finish)
+        self.publisher.on_step([output])
+
+    def log(self, active: ActiveGeneration) -> frames.Log:
+        return frames.fold(active.id, self.server.xrange(names.log_key(active.id)))  # type: ignore[arg-type]
+
+    def renew(self) -> None:
+        leases = self.publisher.leases()
+        answers = self.store.renew(leases)
+        self.publisher.on_renewals((id_, lease.run, each) for (id_, lease), each in zip(leases, answers, strict=True))
+
+
+def eventually(is_so: Callable[[], bool], timeout_s: float = 8.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not become so"
+        threading.Event().wait(0.005)
+
+
+@pytest.fixture
+def bench(fresh_redis_url: str) -> Iterator[Bench]:
+    made = Bench(fresh_redis_url)
+    yield made
+    made.publisher.stop(timeout_s=2)
+
+
+def test_every_frame_is_in_the_log_before_it_is_shown(bench: Bench) -> None:
+    shown: list[tuple[int, int]] = []  # (seq shown, seq in the log at that moment)
+    is_listening = threading.Event()
+
+    async def listen() -> None:
+        layer = RedisPubSubChannelLayer(**broker.channel_layer(bench.url)["CONFIG"])
+        receiving = asyncio.ensure_future(layer.receive("chat.web.test"))
+        await asyncio.sleep(0.1)
+        is_listening.set()
+        while True:
+            for frame in frames.frames_of_message(await receiving):
+                shown.append((frame.seq, bench.log(active).seq))
+                if frame.seq == 6:
+                    return
+            receiving = asyncio.ensure_future(layer.receive("chat.web.test"))
+
+    reader = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(listen(), 20)), daemon=True)
+    active = ActiveGeneration(bench.claim(), queue_ms=0, claimed_at=0.0)
+    reader.start()
+    assert is_listening.wait(10)
+    bench.publisher.begin(active)
+    for index in range(5):
+        bench.step(active, index, f"w{index} ")
+        eventually(lambda index=index: bench.log(active).seq == index + 2)
+    reader.join(20)
+    assert [seq for seq, _ in shown] == [1, 2, 3, 4, 5, 6]
+    assert all(logged >= seq for seq, logged in shown)
+
+
+def test_a_log_that_redis_lost_is_written_again_whole(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "one ")
+    eventually(lambda: bench.log(active).text == "one ")
+    bench.server.flushall()
+    bench.step(active, 2, "two")
+    eventually(lambda: bench.log(active).text == "one two")
+    assert [frame.seq for frame in bench.log(active).frames] == [1, 2, 3]
+    bench.renew()
+    assert bench.server.get(names.lease_key(active.id)) == str(active.claim.lease)
+
+
+def test_a_log_lost_while_nothing_is_written_is_seen_at_the_renewal(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "all there is", Finish(reason="stop"))
+    eventually(lambda: bench.outside.stored == [active.id])
+    bench.server.flushall()
+    bench.renew()
+    eventually(lambda: bench.server.exists(names.log_key(active.id)) and bench.log(active).end is not None)
+    assert bench.log(active).text == "all there is"
+
+
+def test_a_log_that_lost_its_last_second_is_filled(bench: Bench) -> None:
+    active = bench.begin()
+    for index in range(3):
+        bench.step(active, index, f"{index} ")
+        eventually(lambda index=index: bench.log(active).seq == index + 2)
+    key = names.log_key(active.id)
+    rows = bench.server.xrange(key)
+    bench.server.delete(key)
+    for id_, fields in rows[:-2]:  # type: ignore[index]
+        bench.server.xadd(key, fields, id=id_)
+    bench.step(active, 9, "end")
+    eventually(lambda: bench.log(active).text == "0 1 2 end")
+
+
+def test_a_newer_run_makes_us_drop_it(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "mine")
+    eventually(lambda: bench.log(active).text == "mine")
+    bench.server.xadd(names.log_key(active.id), {"k": "start"}, id=f"{active.run + 1}-0")
+    bench.step(active, 2, " still mine?")
+    eventually(lambda: bench.outside.dropped == [active.id])
+    assert bench.log(active).text == "mine"
+    assert bench.publisher.is_settled()
+
+
+def test_a_stop_reaches_the_engine_at_the_next_renewal(bench: Bench) -> None:
+    active = bench.begin()
+    bench.server.set(names.cancel_key(active.id), "1")
+    bench.renew()
+    eventually(lambda: bench.outside.cancelled == [active.id])
+
+
+def test_an_end_is_asked_to_be_stored_until_it_is(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "x", Finish(reason="stop"))
+    eventually(lambda: bench.outside.stored == [active.id, active.id])
+    assert not bench.publisher.is_settled()
+    bench.server.xadd(names.log_key(active.id), {"k": "stored"}, id=f"{active.run}-9")
+    bench.renew()
+    eventually(bench.publisher.is_settled)
+    assert not bench.server.exists(names.lease_key(active.id))
+
+
+def test_a_hand_back_writes_what_is_there_first(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "so far")
+    bench.publisher.hand_back(active.id, active.run)
+    eventually(lambda: bench.outside.rung == [active.id])
+    again = bench.take(active.claim.request)
+    assert (again.prefix.text, again.prefix.tokens) == ("so far", (1,))
+    assert bench.publisher.is_settled()
+
+
+def test_a_redis_that_is_away_costs_a_pause_and_no_token() -> None:
+    port = free_port()
+    with redis_server(port=port) as url:
+        bench = Bench(url)
+        active = bench.begin()
+        bench.step(active, 1, "before ")
+        eventually(lambda: bench.log(active).text == "before ")
+    for index in range(3):
+        bench.step(active, 2 + index, f"{index} ")
+    with redis_server(port=port):
+        bench.step(active, 9, "after", Finish(reason="stop"))
+        eventually(lambda: bench.server.exists(names.log_key(active.id)) and bench.log(active).end is not None)
+        assert bench.log(active).text == "before 0 1 2 after"
+        assert bench.log(active).tokens == (1, 2, 3, 4, 9)
+        bench.publisher.stop(timeout_s=2)

@@ -1,0 +1,67 @@
+"""Quantise a trained model to 4-bit GPTQ: python -m workers.demo_model.quantise DIRECTORY [TARGET]
+
+Needs gptqmodel, in an environment of its own (see README.md); the service itself never imports it. Calibrates on
+sampled conversations, the kind of text that the model sees in use.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from workers.demo_model import WEIGHTS
+from workers.demo_model.train import GROUP, Batches
+
+ROWS, LENGTH = 192, 384
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Write the 4-bit checkpoint of ``source`` to ``target``."""
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # A tool, not a requirement.
+
+    torch.manual_seed(0)
+    random.seed(0)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    ids, _ = Batches(tokenizer, seed=2).draw(ROWS, LENGTH)
+    calibration = [{"input_ids": row.tolist(), "attention_mask": [1] * row.numel()} for row in ids]
+    # No act-order: the groups then stay contiguous, as the rounding in training had them.
+    config = QuantizeConfig(bits=4, group_size=GROUP, desc_act=False, sym=True, format="gptq")
+    model = GPTQModel.load(str(source), config, device="cpu", dtype=torch.float32)
+    model.quantize(calibration, batch_size=8, backend=BACKEND.GPTQ_TORCH)
+    target.mkdir(parents=True, exist_ok=True)
+    model.save(str(target))
+    _tidy(source, target)
+
+
+def _tidy(source: Path, target: Path) -> None:
+    for log in target.glob("*.csv"):
+        log.unlink()
+    # gptqmodel rewrites the tokenizer's settings on its way through, and notes its scratch folder: neither fits here.
+    for name in TOKENIZER_FILES:
+        (target / name).write_bytes((source / name).read_bytes())
+    # What is not quantised was float32 for the calibration; half of that is enough for use.
+    stored = load_file(target / "model.safetensors")
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
+    for name in ("config.json", "quantize_config.json"):
+        text = (target / name).read_text().replace('"dtype": "float32"', '"dtype": "float16"')
+        text = re.sub(r'\n *"offload_to_disk_path": "[^"]*",?', "", text)
+        json.loads(text)
+        (target / name).write_text(text)
+    generation = {"eos_token_id": 0, "pad_token_id": 4, "do_sample": False, "max_new_tokens": 400}
+    (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    for file in target.iterdir():
+        file.chmod(0o644)
+
+
+if __name__ == "__main__":
+    quantise(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else WEIGHTS)

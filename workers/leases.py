@@ -1,0 +1,80 @@
+"""Keep this worker's leases and its word about itself alive: one pipeline per second, apart from the engine's thread.
+
+A step that takes long must not cost a lease, and an engine that hangs must not look alive: the status carries its step
+counter.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from chatproject.contract import names
+from chatproject.contract.messages import ModelStatus, WorkerStatus
+from workers.publisher import Publisher
+from workers.store import AWAY, Store
+
+log = logging.getLogger(__name__)
+PERIOD_S: Final = 1.0
+
+
+class Leases:
+    """Owns one daemon thread."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        publisher: Publisher,
+        worker_status: Callable[[], WorkerStatus],
+        model_status: Callable[[], ModelStatus | None],
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._worker_status = worker_status
+        self._model_status = model_status
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and the status with it: a worker that left is not waited for."""
+        self._stopped.set()
+        self._thread.join(2 * PERIOD_S)
+        try:
+            self._store.client.delete(names.worker_key(self._worker_status().slot))
+        except AWAY as error:
+            log.warning("the status of this worker goes with its expiry: %r", error)
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                self.renew()
+            except AWAY as error:
+                log.warning("leases: Redis is away: %r", error)
+            except Exception:
+                log.exception("leases")
+            if self._stopped.wait(max(0.05, PERIOD_S - (time.monotonic() - began))):
+                return
+
+    def renew(self) -> None:
+        """Renew once, and say how the worker is. Raises one of AWAY."""
+        leases = self._publisher.leases()
+        answers = self._store.renew(leases)
+        if answers:
+            self._publisher.on_renewals(
+                (id_, lease.run, answer) for (id_, lease), answer in zip(leases, answers, strict=True)
+            )
+        worker, model = self._worker_status(), self._model_status()
+        pipe = self._store.client.pipeline(transaction=False)
+        pipe.set(names.worker_key(worker.slot), worker.to_json(), px=names.WORKER_MS)
+        if model is not None:
+            pipe.set(names.model_key(model.model), model.to_json(), px=names.MODEL_MS)
+        pipe.execute()

@@ -1,0 +1,113 @@
+"""A Celery pool that is an engine: a request becomes a sequence, and Celery's own tracer runs when it has ended.
+
+No thread per task; events, states, revoke and time stay Celery's. The *main thread* (kombu's hub) owns jobs, claims and
+every call into Celery; other threads reach it by `hub.call_soon`, which is thread-safe and wakes it (kombu 5.7).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from celery.concurrency.base import BasePool
+from celery.worker import state
+
+from workers import config as worker_config
+from workers.runtime import Runtime
+from workers.store import Claim
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """A generation in the engine. Its Celery request holds the place until `EnginePool.finish`."""
+
+    def __init__(self, pool: EnginePool, trace: Any, args: Any, request: Any, claim: Claim) -> None:
+        self.pool, self.trace, self.args, self.request, self.claim = pool, trace, args, request, claim
+        self.id, self.run, self.started = claim.request.generation_id, claim.lease.run, time.monotonic()
+
+    def terminate(self, signal: Any = None) -> None:
+        """Celery calls this for revoke(terminate=True), and for every job at a cold shutdown."""
+        if self.id in state.revoked:
+            self.pool.runtime.cancel(self.id, self.run)
+        else:
+            self.pool.hand_back(self, "shutdown")
+
+
+class EnginePool(BasePool):
+    """Gives requests to the engine. Owned by Celery's main thread."""
+
+    body_can_be_buffer = True
+    signal_safe = True
+    hub: Any = None
+
+    def on_start(self) -> None:
+        """Start the runtime; tickets are only consumed once it has a model."""
+        self.jobs: dict[str, Job] = {}
+        self.claims: dict[str, Claim] = {}  # from the strategy to on_apply; not in headers, DEBUG logs print those
+        self.runtime = Runtime(worker_config.read(), send_task=self._send_task)
+        self.runtime.ended = self._ended
+        self.runtime.start()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Keep the hub: the way back from other threads."""
+        self.hub = hub
+
+    def on_stop(self) -> None:
+        """Hand back what still runs, write what is left, stop the threads."""
+        for job in list(self.jobs.values()):
+            self.hand_back(job, "shutdown")
+        self.runtime.stop()
+
+    def terminate_job(self, pid: Any, signal: Any = None) -> None:
+        """Do nothing: Celery calls Job.terminate next."""
+
+    def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job:
+        """Take a request: acknowledge it at once, then begin its sequence."""
+        claim = self.claims.pop(args[1])
+        job = self.jobs[claim.request.generation_id] = Job(self, trace, args, callback.__self__, claim)
+        accept_callback(os.getpid(), job.started)
+        try:
+            self.runtime.begin(claim)
+        except Exception:  # raised on, it would end the worker
+            log.exception("generation %s is left to its lease", job.id)
+            self._ended(job.id, job.run, "failed")
+        return job  # Celery keeps only a weak reference
+
+    def hand_back(self, job: Job, why: str) -> None:
+        """End the task as RETRY before others may claim its generation: an id is never twice in one worker."""
+        self._finish(job.id, job.run, f"handed back: {why}")
+        self.runtime.hand_back(job.id, job.run)
+
+    @property
+    def num_free(self) -> int:
+        """Places that no job holds."""
+        return int(self.limit) - len(self.jobs)
+
+    def _ended(self, generation_id: str, run: int, outcome: str) -> None:
+        if self.hub is not None:
+            self.hub.call_soon(self._finish, generation_id, run, outcome)
+
+    def _finish(self, generation_id: str, run: int, outcome: str) -> None:
+        job = self.jobs.get(generation_id)
+        if job is None or job.run != run:
+            return  # handed back a moment ago
+        del self.jobs[generation_id]
+        task = self.app.tasks[job.request.task_name]
+        task.outcome = "revoked" if generation_id in state.revoked else outcome
+        try:
+            failed, value, _ = job.trace(*job.args)
+            job.request.on_success((failed, value, time.monotonic() - job.started))
+        except Exception:  # call_soon has no net
+            log.exception("finish %s", generation_id)
+            state.task_ready(job.request)
+
+    def _send_task(self, what: str, detail: str) -> None:
+        from workers import tickets
+
+        if what == "store":
+            tickets.ask_to_store(self.app, detail)
+        else:
+            tickets.ring(self.app, self.runtime.config, detail)

@@ -1,0 +1,304 @@
+"""Log first, then show: writes every frame to its generation's log, then sends it to the web processes that watch.
+
+One thread with one event loop. A step costs two pipelines: all appends; then, for those that Redis took, one channel
+message per web process. Redis away: the engine goes on, everything stays in memory and is written when it is back. A
+log that is gone or shorter is written again from memory; one that a newer run holds makes us drop the sequence.
+A generation is remembered until `records` has stored it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from channels_redis.pubsub import RedisPubSubChannelLayer
+
+from chatproject.contract import broker, frames
+from chatproject.contract.frames import Frame
+from chatproject.contract.messages import Lease
+from workers.engine.interfaces import StepOutput
+from workers.generation import ActiveGeneration
+from workers.store import AWAY, Renewal, Store
+
+log = logging.getLogger(__name__)
+RETRY_S: Final = 1.0
+STORE_AGAIN_S: Final = 2.0
+SHUTDOWN_S: Final = 5.0
+
+
+class Outside(Protocol):
+    """What the publisher asks of the rest of the worker; called in its thread."""
+
+    def drop(self, generation_id: str, run: int) -> None:
+        """Forget a sequence: another run has the generation now, or its row is gone."""
+
+    def cancel(self, generation_id: str, run: int) -> None:
+        """End a sequence within a step; its end comes back as an output."""
+
+    def ask_to_store(self, generation_id: str) -> None:
+        """Ask `records` to store an end. Returns at once; may fail, it is asked again."""
+
+    def ring(self, active: ActiveGeneration) -> None:
+        """Send a ticket for a generation that was handed back. Returns at once; may fail."""
+
+
+class Publisher:
+    """Owns every ActiveGeneration, in its own thread. Public methods may be called from any thread."""
+
+    def __init__(self, *, redis_url: str, flush_ms: float, outside: Outside) -> None:
+        self._store = Store(redis_url)
+        self._layer = RedisPubSubChannelLayer(**broker.channel_layer(redis_url)["CONFIG"])
+        self._flush_s = flush_ms / 1000
+        self._outside = outside
+        self._active: dict[str, ActiveGeneration] = {}
+        self._outputs: deque[Sequence[StepOutput]] = deque()
+        self._handing_back: dict[str, ActiveGeneration] = {}
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._retry_at = 0.0
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """Write and send what is left, then end the thread."""
+        self._call(self._stop)
+        self._thread.join(timeout_s)
+
+    # --- from other threads
+
+    def begin(self, active: ActiveGeneration) -> None:
+        """Take over a claimed generation; call before its sequence is submitted."""
+        self._call(self._begin, active)
+
+    def on_step(self, outputs: Sequence[StepOutput]) -> None:
+        """Take the outputs of one engine step. Called in the engine thread."""
+        self._outputs.append(outputs)
+        if len(self._outputs) == 1:  # else a wake-up is on its way
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def watch(self, generation_id: str, channel: str) -> None:
+        """Send the frames of a generation to one more web process from now on."""
+        self._call(self._watch, generation_id, channel)
+
+    def on_renewals(self, answers: Iterable[tuple[str, int, Renewal]]) -> None:
+        """Take what Redis said of the leases: (generation id, run, renewal) each."""
+        self._call(self._renewals, list(answers))
+
+    def hand_back(self, generation_id: str, run: int) -> None:
+        """Write what is there, then give the generation back to the queue. Its sequence was dropped before."""
+        self._call(self._hand_back_later, generation_id, run)
+
+    def leases(self) -> list[tuple[str, Lease]]:
+        """Return the lease of every generation not stored yet."""
+        return [(active.id, active.claim.lease) for active in list(self._active.values())]
+
+    def is_settled(self) -> bool:
+        """Whether nothing is left to write, to hand back or to store."""
+        return not self._handing_back and not self._outputs and not self._active
+
+    # --- the loop
+
+    def _call(self, method: Callable[..., None], *args: Any) -> None:
+        self._loop.call_soon_threadsafe(self._then_wake, method, args)
+
+    def _then_wake(self, method: Callable[..., None], args: tuple[Any, ...]) -> None:
+        method(*args)
+        self._wake.set()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main())
+
+    async def _main(self) -> None:
+        while True:
+            delay_s = self._next_flush_s()
+            if delay_s != 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), delay_s)
+            self._wake.clear()
+            try:
+                await self._turn()
+            except Exception:
+                log.exception("publisher")
+                await asyncio.sleep(0.1)
+            if self._is_stopping and not any(active.has_news for active in self._active.values()):
+                return
+
+    async def _turn(self) -> None:
+        self._take_outputs()
+        now = time.monotonic()
+        due = [active for active in self._active.values() if self._is_due(active, now)]
+        for active in due:
+            active.cut()
+        writing = [active for active in due if active.num_logged < len(active.entries)]
+        if writing and now >= self._retry_at:
+            self._write(writing)
+        await self._show(due)
+        self._finish_hand_backs()
+        self._ask_to_store(now)
+
+    def _take_outputs(self) -> None:
+        while self._outputs:
+            for output in self._outputs.popleft():
+                generation_id, _, run = output.sequence_id.rpartition("/")
+                active = self._active.get(generation_id)
+                if active is not None and active.run == int(run):
+                    active.take(output)
+
+    def _is_due(self, active: ActiveGeneration, now: float) -> bool:
+        if not active.has_news and not active.unsent:
+            return False
+        # The first token goes at once, then one frame per window.
+        return active.end is not None or active.id in self._handing_back or now >= active.shown_at + self._flush_s
+
+    def _next_flush_s(self) -> float | None:
+        """Seconds until something is due; None when only a word from outside can make it so."""
+        now = time.monotonic()
+        delays = [
+            max(active.shown_at + self._flush_s, self._retry_at) - now
+            for active in self._active.values()
+            if active.has_news or active.unsent
+        ]
+        delays += [
+            active.asked_to_store_at + STORE_AGAIN_S - now
+            for active in self._active.values()
+            if active.end is not None and not active.has_news
+        ]
+        return max(0.0, min(delays)) if delays else None
+
+    def _write(self, writing: Sequence[ActiveGeneration]) -> None:
+        writes = [
+            (active.id, active.run, active.last_logged_id, active.entries[active.num_logged :]) for active in writing
+        ]
+        sizes = [len(active.entries) for active in writing]
+        try:
+            answers = self._store.append(writes)
+        except AWAY as error:
+            self._retry_at = time.monotonic() + RETRY_S
+            log.warning("Redis is away, %d generations go on in memory: %r", len(writing), error)
+            return
+        for active, size, answer in zip(writing, sizes, answers, strict=True):
+            self._judge(active, size, answer)
+
+    def _judge(self, active: ActiveGeneration, size: int, answer: str | Exception) -> None:
+        if answer == "ok":
+            active.num_logged = size
+        elif answer == "gone":
+            log.warning("the log of %s is gone; it is written again from memory", active.id)
+            active.restart_log()
+            self._wake.set()
+        elif isinstance(answer, str) and answer.startswith("short:"):
+            if not active.rewind(answer.removeprefix("short:")):
+                log.warning("the log of %s is not this run's any more", active.id)
+                self._lose(active)
+            self._wake.set()
+        elif answer in ("newer", "ended"):
+            self._lose(active)
+        else:
+            log.error("the log of %s takes nothing: %r", active.id, answer)
+            self._retry_at = time.monotonic() + RETRY_S
+
+    async def _show(self, due: Sequence[ActiveGeneration]) -> None:
+        """Send what Redis has taken: one message per web process."""
+        by_channel: dict[str, list[Frame]] = {}
+        now = time.monotonic()
+        for active in due:
+            if active.num_logged < len(active.entries) or active.id not in self._active:
+                continue
+            for frame in active.shown():
+                active.shown_at = now
+                for channel in active.channels:
+                    by_channel.setdefault(channel, []).append(frame)
+        for channel, frames_ in by_channel.items():
+            try:
+                await self._layer.send(channel, frames.channel_message(frames_))
+            except Exception as error:
+                log.warning("%s reads from the log instead: %r", channel, error)
+
+    def _ask_to_store(self, now: float) -> None:
+        for active in self._active.values():
+            logged = active.end is not None and active.num_logged == len(active.entries)
+            if logged and now - active.asked_to_store_at >= STORE_AGAIN_S:
+                active.asked_to_store_at = now
+                self._outside.ask_to_store(active.id)
+
+    def _finish_hand_backs(self) -> None:
+        # While frames were being sent, a hand-back may have come, and outputs that belong before it.
+        self._take_outputs()
+        for active in list(self._handing_back.values()):
+            active.cut()
+            if active.num_logged < len(active.entries):
+                continue  # written at the next flush, handed back after it
+            try:
+                answer = self._store.hand_back(active.claim)
+            except AWAY as error:
+                log.warning("%s is left to its lease: %r", active.id, error)
+                answer = "lost"
+            del self._handing_back[active.id]
+            if answer == "cancelled":
+                active.cancel()
+                self._wake.set()
+            else:
+                self._active.pop(active.id, None)
+                if answer == "waiting":
+                    self._outside.ring(active)
+
+    # --- words from outside, in the loop
+
+    def _begin(self, active: ActiveGeneration) -> None:
+        self._active[active.id] = active
+
+    def _watch(self, generation_id: str, channel: str) -> None:
+        active = self._active.get(generation_id)
+        if active is not None:
+            active.channels[channel] = None
+
+    def _hand_back_later(self, generation_id: str, run: int) -> None:
+        active = self._active.get(generation_id)
+        if active is not None and active.run == run and active.end is None:
+            active.cut()
+            self._handing_back[generation_id] = active
+
+    def _renewals(self, answers: Sequence[tuple[str, int, Renewal]]) -> None:
+        for generation_id, run, renewal in answers:
+            active = self._active.get(generation_id)
+            if active is None or active.run != run:
+                continue
+            if renewal.verdict == "stored":
+                del self._active[generation_id]
+                self._handing_back.pop(generation_id, None)
+                if active.end is None:
+                    self._outside.drop(generation_id, run)
+            elif renewal.verdict == "lost":
+                self._lose(active)
+            else:
+                if renewal.verdict == "cancel" and active.end is None:
+                    self._outside.cancel(generation_id, run)
+                self._compare(active, renewal.last_id)
+
+    def _compare(self, active: ActiveGeneration, last_id: str) -> None:
+        """See a log that lost entries although nothing is being written; the next append has the last word."""
+        if not last_id and active.num_logged:
+            active.restart_log()
+        elif last_id and last_id != active.last_logged_id:
+            ids = {id_: index for index, (id_, _) in enumerate(active.entries)}
+            active.num_logged = min(active.num_logged, ids.get(last_id, active.num_logged - 1) + 1)
+
+    def _lose(self, active: ActiveGeneration) -> None:
+        """Another run has it, or it has ended without us: drop the sequence and say nothing more."""
+        if self._active.pop(active.id, None) is not None:
+            self._handing_back.pop(active.id, None)
+            self._outside.drop(active.id, active.run)
+
+    def _stop(self) -> None:
+        self._is_stopping = True
