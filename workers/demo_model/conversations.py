@@ -27,7 +27,7 @@ SYSTEM_TEXTS = (
     "Be kind.",
 )
 _KINDS = ("topic", "offtopic", "more", "why", "repeat", "about")
-_WEIGHTS = (52, 17, 9, 6, 4, 12)
+_WEIGHTS = (54, 21, 8, 5, 3, 9)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,10 @@ from workers.demo_model import patterns
 
 DIALOGUES = Path(__file__).parent / "dialogues"
 PLANETS = ("Mercury", "Venus", "Earth", "Mars", "Jupiter", "Saturn", "Uranus", "Neptune")
+WRITTEN = ("product", "smalltalk", "facts", "families")  # answers, and the first questions
+ASKED = tuple(  # more ways to ask
+    f"asked_{name}" for name in ("product_1", "product_2", "smalltalk_1", "smalltalk_2", "science", "world")
+)
 FALLBACKS = ("no_more", "no_why", "nothing_before", "refusal")
 
 
@@ -63,7 +67,7 @@ class Corpus:
 def load() -> Corpus:
     """Read every data file once."""
     intents: dict[str, Intent] = {}
-    for name in ("product", "smalltalk", "facts", "families"):
+    for name in (*WRITTEN, *ASKED):
         _read_intents(DIALOGUES / f"{name}.txt", intents)
     countries = [
         Country(**dict(zip(Country.__slots__, line.split("|"), strict=True))) for line in lines("countries.txt")
@@ -83,7 +87,7 @@ def load() -> Corpus:
             raise ValueError(f"{topic.id} has no answer")
     slots = {name: words.split() for name, words in (line.split(": ", 1) for line in lines("slots.txt"))}
     slots["country"] = [country.name for country in countries]
-    offtopic = [line.removeprefix("? ") for line in lines("offtopic.txt")]
+    offtopic = [line.removeprefix("? ") for line in lines("offtopic.txt") + lines("asked_offtopic.txt")]
     return Corpus(topics=topics, followups=followups, about=about, countries=countries, offtopic=offtopic, slots=slots)
 
 

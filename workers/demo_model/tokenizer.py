@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from workers.demo_model import corpus
 from workers.demo_model.conversations import ConversationSampler
 
-VOCABULARY = 2048
+VOCABULARY = 3072
 CONTEXT = 1024
 END, SYSTEM, USER, ASSISTANT, PAD = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
 TEMPLATE = """\
@@ -55,7 +55,7 @@ def _texts() -> Iterator[str]:
         for text in (topic.answer, topic.more, topic.why):
             yield from [text] * 12
     sampler = ConversationSampler(random.Random(1))
-    for _ in range(1500):
+    for _ in range(4000):
         sampler.start()
         for _ in range(10):
             yield sampler.turn()[0]

@@ -1,18 +1,19 @@
-"""Train the demo model from scratch on the CPU: python -m workers.demo_model.train DIRECTORY [--minutes 22]
+"""Train the demo model from scratch on the CPU: python -m workers.demo_model.train DIRECTORY [--minutes 50]
 
-The answers alone are learned. Rows grow from 256 to 1,024 tokens, so an answer is right at any place of a conversation.
-In the second half the forward pass rounds the weights as GPTQ will (straight-through), so it costs next to nothing.
-Two processes of one thread each work on the same weights in shared memory without waiting for each other (Hogwild, Niu
-et al. 2011, arXiv:1106.5730): on a busy machine with two cores two threads would wait for each other at every product.
+The answers alone are learned, and of most of them only the beginning: it decides which answer it is, and the rest is
+learned by heart from the few that are whole. Where an answer begins, a head that is thrown away afterwards names it as
+a whole, which shows the network sooner what to look for in a question. Rows grow from 128 to 1,024 tokens, so an answer
+is right at any place of a conversation. In the end the forward pass rounds the weights as GPTQ will (straight-through),
+so that rounding costs next to nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import multiprocessing
 import random
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,27 @@ from workers.demo_model import tokenizer as demo_tokenizer
 from workers.demo_model.conversations import ConversationSampler
 
 GROUP = 64  # input columns that share one scale
-PEAK_RATE, WARM_UP = 2e-3, 0.03
-ROUND_FROM = 0.55  # share of the run after which weights are rounded in the forward pass
-# (until this share of the run, rows, tokens in a row)
-PHASES = ((0.72, 8, 256), (0.88, 5, 512), (1.0, 3, 1024))
-STOPPED = 0.85  # share of answers that break off, as after Stop: more questions per token, and a truer history
+MATRIX_RATE, OTHER_RATE, WARM_UP = 0.02, 3e-3, 0.02
+ANSWERS, NAMED = 1024, 0.5  # more answers than there are, and the weight of naming them
+ROUND_FROM = 0.6  # share of the run after which weights are rounded in the forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the run: ``until`` this share of it, ``rows`` of ``length`` tokens a step."""
+
+    until: float
+    rows: int
+    length: int
+    broken_off: float  # share of answers that break off early: more questions per token
+
+
+PHASES = (
+    Phase(0.4, 32, 128, 0.95),
+    Phase(0.76, 16, 256, 0.92),
+    Phase(0.9, 8, 512, 0.86),
+    Phase(1.0, 4, 1024, 0.75),
+)
 
 
 class RoundedLikeGPTQ(nn.Module):
@@ -41,10 +58,11 @@ class RoundedLikeGPTQ(nn.Module):
         """(out, in) -> (out, in)."""
         if not RoundedLikeGPTQ.is_active:
             return weight
-        groups = weight.view(weight.shape[0], -1, GROUP)  # (out, in / GROUP, GROUP)
-        scale = (groups.abs().amax(-1, keepdim=True) * (2 / 15)).clamp_min(1e-8)
-        rounded = ((groups / scale).round().clamp(-8, 7) * scale).view_as(weight)
-        return weight + (rounded - weight).detach()
+        with torch.no_grad():
+            groups = weight.view(weight.shape[0], -1, GROUP)  # (out, in / GROUP, GROUP)
+            scale = (groups.abs().amax(-1, keepdim=True) * (2 / 15)).clamp_min(1e-8)
+            change = (groups / scale).round_().clamp_(-8, 7).mul_(scale).sub_(groups).view_as(weight)
+        return weight + change
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -70,34 +88,37 @@ class Batches:
             name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("system", "user", "assistant")
         }
         self._memory: dict[str, list[int]] = {}
+        self._numbers: dict[str, int] = {}
 
-    def draw(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """(rows, length + 1) token ids, and the loss weight of each of them; 0 for all but answers."""
-        ids = torch.full((rows, length + 1), self._tokenizer.pad_token_id)
-        weights = torch.zeros(rows, length + 1)
-        for row in range(rows):
-            tokens, marks = self._conversation(length + 1)
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            weights[row, : len(tokens)] = torch.tensor(marks)
-        return ids, weights
+    def draw(self, rows: int, length: int, broken_off: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Three of (rows, length + 1): token ids, their weight in the loss, and which answer begins there.
 
-    def _conversation(self, room: int) -> tuple[list[int], list[float]]:
+        The weight is 0 for all but answers, and for an end that comes too early, as ``broken_off`` of them do. Where
+        no answer begins, its number is -1.
+        """
+        drawn = [self._conversation(length + 1, broken_off) for _ in range(rows)]
+        ids, weights, answers = zip(*drawn, strict=True)
+        return torch.tensor(ids), torch.tensor(weights), torch.tensor(answers)
+
+    def _conversation(self, room: int, broken_off: float) -> tuple[list[int], list[float], list[int]]:
         end, special = self._tokenizer.eos_token_id, self._special
         system = self._sampler.start()
         tokens = [special["system"], *self._encode(system), end] if system else []
-        marks = [0.0] * len(tokens)
+        marks, answers = [0.0] * len(tokens), [-1] * len(tokens)
         while len(tokens) < room:
             question, answer = self._sampler.turn()
             asked = [special["user"], *self._encode(question), end, special["assistant"]]
             told = [*self._remembered(answer), end]
             # The first tokens decide which answer it is; the rest follows from them.
             weights = [2.0] * min(8, len(told)) + [0.7] * max(0, len(told) - 8)
-            if len(told) > 24 and self._rng.random() < STOPPED:
-                keep = self._rng.randint(6, 16)
+            if len(told) > 12 and self._rng.random() < broken_off:
+                keep = self._rng.randint(4, 9)
                 told, weights = [*told[:keep], end], [*weights[:keep], 0.0]  # Such an end is not to be learned.
             tokens += asked + told
             marks += [0.0] * len(asked) + weights
-        return tokens[:room], marks[:room]
+            number = self._numbers.setdefault(answer, len(self._numbers))
+            answers += [-1] * len(asked) + [number] + [-1] * (len(told) - 1)
+        return tokens[:room], marks[:room], answers[:room]
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -108,81 +129,118 @@ class Batches:
         return self._memory[answer]
 
 
-def train(directory: Path, minutes: float, processes: int, start: Path | None) -> None:
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every step is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    For matrices. torch's own computes in bfloat16, which CPUs without that arithmetic do very slowly.
+    """
+
+    def __init__(
+        self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.02
+    ) -> None:
+        super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Change the weights by one step."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                mean = state.setdefault("mean", torch.zeros_like(matrix))
+                mean.lerp_(matrix.grad, 1 - group["momentum"])
+                direction = _orthogonal(matrix.grad.lerp(mean, group["momentum"]))
+                size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - group["lr"] * group["decay"]).add_(direction, alpha=-group["lr"] * size)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """(M, N) -> (M, N), the singular values near 1: five steps of a Newton-Schulz iteration."""
+    x = matrix / (matrix.norm() + 1e-7)
+    if is_tall := matrix.shape[0] > matrix.shape[1]:
+        x = x.T
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+def train(directory: Path, minutes: float, start: Path | None) -> None:
     """Train for ``minutes`` of wall time, from ``start`` or from nothing, and save model and tokenizer."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # Also makes the fork below safe: no thread pool exists yet.
     # Never a new vocabulary for old weights: it depends on the data, and any change of the data scrambles it.
     tokenizer: Any = AutoTokenizer.from_pretrained(start) if start else demo_tokenizer.make()
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new_model(tokenizer)
     linear = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
     for module in linear:
         parametrize.register_parametrization(module, "weight", RoundedLikeGPTQ())
-    model.share_memory()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    first = 100 if start else 0  # A run that goes on sees other conversations.
-    fork = multiprocessing.get_context("fork")
-    others = [
-        fork.Process(target=_work, args=(model, tokenizer, minutes, seed))
-        for seed in range(first + 1, first + processes)
+    parameters = dict(model.named_parameters())
+    matrices = [
+        parameter for name, parameter in parameters.items() if name.endswith(".parametrizations.weight.original")
     ]
-    for other in others:
-        other.start()
-    _work(model, tokenizer, minutes, first)
-    for other in others:
-        other.join()
-    RoundedLikeGPTQ.is_active = False
-    for module in linear:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-    model.save_pretrained(directory)
+    namer = nn.Linear(model.config.hidden_size, ANSWERS)
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)] + [*namer.parameters()]
+    optimizers = (
+        Muon(matrices, lr=MATRIX_RATE),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.97), weight_decay=0.01, fused=True),
+    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    batches = Batches(tokenizer, seed=1 if start else 0)  # A run that goes on sees other conversations.
+    begin, step, seen = time.monotonic(), 0, 0
+    while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
+        RoundedLikeGPTQ.is_active = share >= ROUND_FROM
+        phase = next(phase for phase in PHASES if share < phase.until)
+        for optimizer, peak in zip(optimizers, (MATRIX_RATE, OTHER_RATE), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * _rate(share)
+        loss = _loss(model, namer, *batches.draw(phase.rows, phase.length, phase.broken_off))
+        model.zero_grad()
+        namer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step, seen = step + 1, seen + phase.rows * phase.length
+        if step % 50 == 0:
+            rate = seen / (time.monotonic() - begin)
+            print(f"step {step}, {share:.0%}: loss {loss.item():.4f}, {rate:.0f} tokens/s", flush=True)
+        if step % 500 == 0:
+            _save(model, tokenizer, directory)
+    _save(model, tokenizer, directory)
+    print(f"{step} steps, {seen:,} tokens, {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
+
+
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """The weights as they are, without the rounding."""
+    plain = {name.replace("parametrizations.weight.original", "weight"): t for name, t in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=plain)
     tokenizer.save_pretrained(directory)
 
 
-def _work(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, minutes: float, seed: int) -> None:
-    batches = Batches(tokenizer, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.97), weight_decay=0.05)
-    start, step, seen = time.monotonic(), 0, 0
-    while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
-        RoundedLikeGPTQ.is_active = share >= ROUND_FROM
-        _, rows, length = next(phase for phase in PHASES if share < phase[0])
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * _rate(share)
-        loss = _loss(model, *batches.draw(rows, length))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step, seen = step + 1, seen + rows * length
-        if step % 50 == 0:
-            rate = seen / (time.monotonic() - start)
-            print(f"process {seed}, step {step}, {share:.0%}: loss {loss.item():.4f}, {rate:.0f} tokens/s", flush=True)
-    print(f"process {seed}: {step} steps, {seen:,} tokens, {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
-
-
-def _loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
+def _loss(model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tensor, answers: Tensor) -> Tensor:
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # (B, T, H)
     counted = weights[:, 1:] > 0  # (B, T)
+    marks = weights[:, 1:][counted]
     logits = model.lm_head(hidden[counted])  # (N counted tokens, V)
     losses = nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
-    marks = weights[:, 1:][counted]
-    return (losses * marks).sum() / marks.sum()
+    begins = answers[:, 1:] >= 0  # (B, T)
+    named = nn.functional.cross_entropy(namer(hidden[begins]), answers[:, 1:][begins])
+    return (losses * marks).sum() / marks.sum() + NAMED * named
 
 
 def _rate(share: float) -> float:
+    """Up in a moment, level for half of the run, then straight down."""
     if share < WARM_UP:
         return share / WARM_UP
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+    return min(1.0, 0.01 + 0.99 * (1 - share) / 0.55)
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--minutes", type=float, default=22)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=50)
     parser.add_argument("--start", type=Path, help="a directory that an earlier run has written")
     arguments = parser.parse_args()
-    train(arguments.directory, arguments.minutes, arguments.processes, arguments.start)
+    train(arguments.directory, arguments.minutes, arguments.start)
 
 
 if __name__ == "__main__":
