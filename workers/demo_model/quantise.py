@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS
-from workers.demo_model.train import GROUP, Batches
+from workers.demo_model.train import GROUP, Batches, Phase
 
 ROWS, LENGTH = 192, 384
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -31,7 +31,7 @@ def quantise(source: Path, target: Path) -> None:
     torch.manual_seed(0)
     random.seed(0)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    ids, *_ = Batches(tokenizer, seed=2).draw(ROWS, LENGTH)
+    ids, *_ = Batches(tokenizer, seed=2).draw(Phase(until=1.0, rows=ROWS, length=LENGTH, broken_off=0.0))
     calibration = [{"input_ids": row.tolist(), "attention_mask": [1] * row.numel()} for row in ids]
     # No act-order: the groups then stay contiguous, as the rounding in training had them.
     config = QuantizeConfig(bits=4, group_size=GROUP, desc_act=False, sym=True, format="gptq")

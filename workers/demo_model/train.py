@@ -2,9 +2,9 @@
 
 The answers alone are learned, and of most of them only the beginning: it decides which answer it is, and the rest is
 learned by heart from the few that are whole. Where an answer begins, a head that is thrown away afterwards names it as
-a whole, which shows the network sooner what to look for in a question. Rows grow from 128 to 1,024 tokens, so an answer
-is right at any place of a conversation. In the end the forward pass rounds the weights as GPTQ will (straight-through),
-so that rounding costs next to nothing.
+a whole, which shows the network sooner what to look for in a question. Rows hold a single turn at first, so that
+nothing else draws attention, and grow to 1,024 tokens, so that an answer is right at any place of a conversation. In
+the end the forward pass rounds the weights as GPTQ will (straight-through), so that rounding costs next to nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workers.demo_model.conversations import ConversationSampler
 
 GROUP = 64  # input columns that share one scale
 MATRIX_RATE, OTHER_RATE, WARM_UP = 0.02, 3e-3, 0.02
-ANSWERS, NAMED = 1024, 0.5  # more answers than there are, and the weight of naming them
+ANSWERS, NAMED = 1024, 1.0  # more answers than there are, and the weight of naming them
 ROUND_FROM = 0.6  # share of the run after which weights are rounded in the forward pass
 
 
@@ -39,12 +39,14 @@ class Phase:
     rows: int
     length: int
     broken_off: float  # share of answers that break off early: more questions per token
+    is_single: bool = False  # a row is one turn and padding
 
 
 PHASES = (
-    Phase(0.4, 32, 128, 0.95),
-    Phase(0.76, 16, 256, 0.92),
-    Phase(0.9, 8, 512, 0.86),
+    Phase(0.3, 128, 32, 1.0, is_single=True),
+    Phase(0.55, 32, 128, 0.95),
+    Phase(0.8, 16, 256, 0.92),
+    Phase(0.92, 8, 512, 0.86),
     Phase(1.0, 4, 1024, 0.75),
 )
 
@@ -90,20 +92,21 @@ class Batches:
         self._memory: dict[str, list[int]] = {}
         self._numbers: dict[str, int] = {}
 
-    def draw(self, rows: int, length: int, broken_off: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
         """Three of (rows, length + 1): token ids, their weight in the loss, and which answer begins there.
 
-        The weight is 0 for all but answers, and for an end that comes too early, as ``broken_off`` of them do. Where
-        no answer begins, its number is -1.
+        The weight is 0 for all but answers, and for an end that comes too early. Where no answer begins, its number is
+        -1.
         """
-        drawn = [self._conversation(length + 1, broken_off) for _ in range(rows)]
+        drawn = [self._conversation(phase) for _ in range(phase.rows)]
         ids, weights, answers = zip(*drawn, strict=True)
         return torch.tensor(ids), torch.tensor(weights), torch.tensor(answers)
 
-    def _conversation(self, room: int, broken_off: float) -> tuple[list[int], list[float], list[int]]:
+    def _conversation(self, phase: Phase) -> tuple[list[int], list[float], list[int]]:
         end, special = self._tokenizer.eos_token_id, self._special
+        room = phase.length + 1
         system = self._sampler.start()
-        tokens = [special["system"], *self._encode(system), end] if system else []
+        tokens = [special["system"], *self._encode(system), end] if system and not phase.is_single else []
         marks, answers = [0.0] * len(tokens), [-1] * len(tokens)
         while len(tokens) < room:
             question, answer = self._sampler.turn()
@@ -111,13 +114,17 @@ class Batches:
             told = [*self._remembered(answer), end]
             # The first tokens decide which answer it is; the rest follows from them.
             weights = [2.0] * min(8, len(told)) + [0.7] * max(0, len(told) - 8)
-            if len(told) > 12 and self._rng.random() < broken_off:
+            if len(told) > 12 and self._rng.random() < phase.broken_off:
                 keep = self._rng.randint(4, 9)
                 told, weights = [*told[:keep], end], [*weights[:keep], 0.0]  # Such an end is not to be learned.
             tokens += asked + told
             marks += [0.0] * len(asked) + weights
             number = self._numbers.setdefault(answer, len(self._numbers))
             answers += [-1] * len(asked) + [number] + [-1] * (len(told) - 1)
+            if phase.is_single:
+                spare = max(0, room - len(tokens))
+                tokens += [self._tokenizer.pad_token_id] * spare
+                marks, answers = marks + [0.0] * spare, answers + [-1] * spare
         return tokens[:room], marks[:room], answers[:room]
 
     def _encode(self, text: str) -> list[int]:
@@ -191,7 +198,7 @@ def train(directory: Path, minutes: float, start: Path | None) -> None:
         phase = next(phase for phase in PHASES if share < phase.until)
         for optimizer, peak in zip(optimizers, (MATRIX_RATE, OTHER_RATE), strict=True):
             optimizer.param_groups[0]["lr"] = peak * _rate(share)
-        loss = _loss(model, namer, *batches.draw(phase.rows, phase.length, phase.broken_off))
+        loss = _loss(model, namer, *batches.draw(phase))
         model.zero_grad()
         namer.zero_grad()
         loss.backward()
