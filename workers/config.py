@@ -8,10 +8,11 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
 from chatproject.contract import names
 
+GPTQBackend = Literal["auto", "dense", "int4", "packed"]
 BUNDLED_MODEL: Final = Path(__file__).resolve().parent / "demo_model" / "weights"
 
 
@@ -29,6 +30,7 @@ class Config:
     model: str  # directory or hub id
     slug: str  # names the queue and the model of the API
     device: str  # auto, cpu, cuda, cuda:<n>
+    gptq_backend: GPTQBackend  # see workers/model/loader.py
     engine: Literal["torch", "fake"]
     fake_step_ms: float
     slots: int  # generations at once
@@ -43,6 +45,9 @@ def read(environ: Mapping[str, str] | None = None) -> Config:
     engine = environ.get("CHAT_ENGINE") or "torch"
     if engine not in ("torch", "fake"):
         raise BadConfig(f"CHAT_ENGINE={engine!r} must be torch or fake")
+    backend = environ.get("CHAT_GPTQ_BACKEND") or "auto"
+    if backend not in get_args(GPTQBackend):
+        raise BadConfig(f"CHAT_GPTQ_BACKEND={backend!r} must be auto, dense, int4 or packed")
     model = environ.get("CHAT_MODEL") or str(BUNDLED_MODEL)
     slug = environ.get("CHAT_MODEL_SLUG") or ("demo" if not environ.get("CHAT_MODEL") else names.model_slug(model))
     if not names.is_model_slug(slug):
@@ -54,6 +59,7 @@ def read(environ: Mapping[str, str] | None = None) -> Config:
         model=model,
         slug=slug,
         device=environ.get("CHAT_DEVICE") or "auto",
+        gptq_backend=cast(GPTQBackend, backend),
         engine="fake" if engine == "fake" else "torch",
         fake_step_ms=_number(environ, "CHAT_FAKE_STEP_MS", 20.0),
         slots=int(_number(environ, "CHAT_SLOTS", 32, least=1)),

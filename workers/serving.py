@@ -63,7 +63,7 @@ def load(config: Config) -> Serving:
     from workers.model.runner import TorchRunner
     from workers.text.tokenizer import ChatTokenizer
 
-    loaded = load_model(config.model, config.device)
+    loaded = load_model(config.model, config.device, backend=config.gptq_backend)
     text = ChatTokenizer.load(loaded.directory)
     runner = TorchRunner(loaded, max_rows=config.slots, eos_tokens=loaded.eos_tokens | text.eos_tokens)
     return Serving(runner=runner, text=text)

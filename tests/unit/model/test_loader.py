@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.unit.model import tiny
 from workers.errors import ModelLoadError
 from workers.model.device import choose_device
+from workers.model.gptq_int4 import Int4Linear
 from workers.model.loader import Backend, load_model
 
 GPTQ = Path(__file__).parents[2] / "fixtures" / "gptq"
@@ -28,7 +29,7 @@ def logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
         return model(input_ids).logits
 
 
-@pytest.mark.parametrize("backend", ["dense", "packed"])
+@pytest.mark.parametrize("backend", ["dense", "packed", "auto"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_gptqmodel_wrote_loads_to_the_logits_of_its_own_dequantisation(name: str, backend: Backend) -> None:
     reference = load_file(GPTQ / name / "reference.safetensors")
@@ -36,6 +37,16 @@ def test_what_gptqmodel_wrote_loads_to_the_logits_of_its_own_dequantisation(name
     assert loaded.num_quantised == 14
     assert loaded.eos_tokens == {0}
     torch.testing.assert_close(logits(loaded.model, reference["input_ids"]), reference["logits"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int4_kernel_is_near_the_reference(name: str) -> None:
+    reference = load_file(GPTQ / name / "reference.safetensors")
+    loaded = load_model(GPTQ / name, device="cpu", backend="int4")
+    assert any(isinstance(module, Int4Linear) for module in loaded.model.modules())
+    found, expected = logits(loaded.model, reference["input_ids"]), reference["logits"]
+    # bfloat16 inputs and scales, layer after layer.
+    assert float((found - expected).abs().mean()) < 0.02 * float(expected.abs().mean())
 
 
 @pytest.fixture(scope="module")
