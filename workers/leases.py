@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from chatproject.contract import names
 from chatproject.contract.messages import ModelStatus, WorkerStatus
@@ -19,6 +19,7 @@ from workers.store import AWAY, Store
 
 log = logging.getLogger(__name__)
 PERIOD_S: Final = 1.0
+PRUNE_EVERY: Final = 60  # renewals
 
 
 class Leases:
@@ -36,6 +37,7 @@ class Leases:
         self._publisher = publisher
         self._worker_status = worker_status
         self._model_status = model_status
+        self._renewals = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -48,7 +50,11 @@ class Leases:
         self._stopped.set()
         self._thread.join(2 * PERIOD_S)
         try:
-            self._store.client.delete(names.worker_key(self._worker_status().slot))
+            slot = self._worker_status().slot
+            pipe = self._store.client.pipeline(transaction=False)
+            pipe.delete(names.worker_key(slot))
+            pipe.srem(names.WORKERS_KEY, slot)
+            pipe.execute()
         except AWAY as error:
             log.warning("the status of this worker goes with its expiry: %r", error)
 
@@ -75,6 +81,20 @@ class Leases:
         worker, model = self._worker_status(), self._model_status()
         pipe = self._store.client.pipeline(transaction=False)
         pipe.set(names.worker_key(worker.slot), worker.to_json(), px=names.WORKER_MS)
+        pipe.sadd(names.WORKERS_KEY, worker.slot)
+        pipe.pexpire(names.WORKERS_KEY, names.WORKERS_MS)
         if model is not None:
             pipe.set(names.model_key(model.model), model.to_json(), px=names.MODEL_MS)
         pipe.execute()
+        if self._renewals % PRUNE_EVERY == 0:
+            self._prune()
+        self._renewals += 1
+
+    def _prune(self) -> None:
+        """Take slots that are gone off the list. One that was only slow puts itself back within a second."""
+        client = self._store.client
+        slots: Any = client.smembers(names.WORKERS_KEY)
+        said: Any = client.mget([names.worker_key(slot) for slot in slots])
+        gone = [slot for slot, status in zip(slots, said, strict=True) if status is None]
+        if gone:
+            client.srem(names.WORKERS_KEY, *gone)

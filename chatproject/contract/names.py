@@ -83,6 +83,11 @@ def watch_key(generation_id: str) -> str:
     return f"watch:{generation_id}"
 
 
+# Set of the slots that said something lately; readers ask each one's worker_key, which says whether it lives. A scan
+# for those would walk over every log and request there is.
+WORKERS_KEY: Final = "workers"
+
+
 def worker_key(slot: str) -> str:
     """String (JSON WorkerStatus), alive for WORKER_MS: what one worker slot holds."""
     return f"worker:{slot}"
@@ -100,6 +105,7 @@ def control_channel(slot: str) -> str:
 
 LEASE_MS: Final = 5_000
 WORKER_MS: Final = 5_000
+WORKERS_MS: Final = 60_000
 MODEL_MS: Final = 24 * 3600 * 1000
 # A request and a log outlive the longest wait and the longest run; the database holds the truth afterwards.
 REQUEST_MS: Final = 24 * 3600 * 1000

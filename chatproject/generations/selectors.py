@@ -67,8 +67,8 @@ def model_status(slug: str) -> ModelStatus | None:
 def workers() -> list[WorkerStatus]:
     """Return the workers alive now, by slot. Raises redis.RedisError."""
     client = redis_client.client()
-    keys = sorted(client.scan_iter(match=names.worker_key("*"), count=200))
-    texts: Any = client.mget(keys) if keys else []
+    slots: Any = client.smembers(names.WORKERS_KEY)
+    texts: Any = client.mget([names.worker_key(slot) for slot in sorted(slots)]) if slots else []
     return [WorkerStatus.from_json(text) for text in texts if text]
 
 

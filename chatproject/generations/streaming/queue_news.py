@@ -78,17 +78,17 @@ async def _models(
     client: AsyncClient, models: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, ModelStatus], dict[tuple[str, str], int]]:
     """Return places of ready workers (0 = only loading ones), statuses and lane sizes, by model."""
-    keys: list[str] = [key async for key in client.scan_iter(match=names.worker_key("*"), count=200)]
+    known: Any = await client.smembers(names.WORKERS_KEY)
     pipe = client.pipeline(transaction=False)
-    for key in keys:
-        pipe.get(key)
+    for slot in known:
+        pipe.get(names.worker_key(slot))
     for model in models:
         pipe.get(names.model_key(model))
         for lane in names.LANES:
             pipe.zcard(names.wait_key(model, lane))
     answers = await pipe.execute()
     slots: dict[str, int] = {}
-    for text in answers[: len(keys)]:
+    for text in answers[: len(known)]:
         try:
             worker = WorkerStatus.from_json(text) if text else None
         except ContractError:
@@ -97,7 +97,7 @@ async def _models(
             slots[worker.model] = slots.get(worker.model, 0) + (worker.slots if worker.state == "ready" else 0)
     statuses: dict[str, ModelStatus] = {}
     sizes: dict[tuple[str, str], int] = {}
-    rest = iter(answers[len(keys) :])
+    rest = iter(answers[len(known) :])
     for model in models:
         text = next(rest)
         try:
