@@ -8,7 +8,7 @@ import sys
 
 from tests.bench.table import Row, show
 
-BENCHES = ("bench_engine", "bench_batching")
+BENCHES = ("bench_engine", "bench_batching", "bench_int4")
 
 
 def main() -> int:

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.model.loader import LoadedModel
+from workers.model.gptq import GPTQTensors, pack
+from workers.model.loader import Backend, LoadedModel, quantised_layer
 
 VOCABULARY = 2048
+GROUP = 128
 
 
 def random_llama(*, layers: int, width: int) -> LlamaForCausalLM:
@@ -23,6 +25,26 @@ def random_llama(*, layers: int, width: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval()
     model.requires_grad_(False)
     return model
+
+
+def quantise(model: LlamaForCausalLM, backend: Backend) -> None:
+    """Round the layers of ``model`` to 4 bits, the nearest value, in groups of 128, and compute them by ``backend``."""
+    for parent in list(model.model.layers.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, torch.nn.Linear):
+                layer = quantised_layer(_rounded(linear.weight.data), torch.float32, torch.device("cpu"), backend)
+                setattr(parent, name, layer)
+
+
+def _rounded(weight: torch.Tensor) -> GPTQTensors:
+    outputs, inputs = weight.shape
+    groups = weight.t().reshape(inputs // GROUP, GROUP, outputs)
+    scales = groups.abs().amax(1) / 7  # (I / group, O)
+    stored = (groups / scales.unsqueeze(1)).round().clamp(-8, 7).long().view(inputs, outputs) + 8
+    return GPTQTensors.read(
+        qweight=pack(stored, 4, dim=0), qzeros=pack(torch.full(scales.shape, 8), 4, dim=1), scales=scales, g_idx=None,
+        bias=None, in_features=inputs, out_features=outputs, bits=4, group_size=GROUP, is_v1=False,
+    )  # fmt: skip
 
 
 def as_loaded(model: LlamaForCausalLM) -> LoadedModel:

@@ -194,10 +194,11 @@ def _replace(
         )  # fmt: skip
     except BadQuantisation as error:
         raise ModelLoadError(f"The quantised layer {layer} cannot be read: {error}.") from error
-    setattr(parent, attribute, _quantised_layer(tensors, dtype, device, backend))
+    setattr(parent, attribute, quantised_layer(tensors, dtype, device, backend))
 
 
-def _quantised_layer(tensors: GPTQTensors, dtype: torch.dtype, device: torch.device, backend: Backend) -> nn.Module:
+def quantised_layer(tensors: GPTQTensors, dtype: torch.dtype, device: torch.device, backend: Backend) -> nn.Module:
+    """Return the module that computes the layer with this backend; see `load_model`."""
     can_int4 = device.type == "cpu" and is_possible(tensors)
     if backend == "int4" and can_int4:
         return Int4Linear(tensors, few_rows=0, dense=None, dtype=dtype)
