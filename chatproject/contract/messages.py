@@ -16,6 +16,10 @@ from chatproject.contract.names import Lane
 Role = Literal["system", "user", "assistant"]
 ROLES: Final[tuple[Role, ...]] = ("system", "user", "assistant")
 VERSION: Final = 1
+# Limits of one request, held at admission and again by the engine.
+MAX_STOPS: Final = 16
+MAX_LOGIT_BIAS: Final = 1024  # tokens
+MAX_TOP_LOGPROBS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,14 +32,34 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. A value of the range is checked at admission; the engine checks again."""
+    """How tokens are chosen. A value of the range is checked at admission; the engine checks again.
+
+    In this order: bias, repetition, presence and frequency change the logits; then temperature; then top_k, top_p and
+    min_p cut. Logprobs are those of the model itself, before all of it.
+    """
 
     temperature: float = 0.7  # 0 = greedy
     top_p: float = 1.0  # (0, 1]
     top_k: int = 0  # 0 = all
     max_tokens: int = 512  # >= 1
     seed: int = 0  # 64 bits; drawn at accept when the user gave none
-    stop: tuple[str, ...] = ()  # at most 16; the answer ends before the first of them
+    stop: tuple[str, ...] = ()  # at most MAX_STOPS; the answer ends before the first of them
+    min_p: float = 0.0  # [0, 1]; tokens less likely than this share of the likeliest are cut; 0 = none
+    repetition_penalty: float = 1.0  # > 0; divides positive logits of prompt and answer tokens, multiplies negative
+    presence_penalty: float = 0.0  # taken off the logit of every answer token so far
+    frequency_penalty: float = 0.0  # the same, once for each time it came
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit); at most MAX_LOGIT_BIAS
+    logprobs: int | None = None  # how many alternatives to tell with each token, up to MAX_TOP_LOGPROBS; None = nothing
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the choice depends on the tokens so far."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+# Written even at their defaults: the first workers knew these alone, and still read requests that ask for no more.
+_ALWAYS: Final = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop"})
+_NO_WISHES: Final = dataclasses.asdict(SamplingParams())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +80,12 @@ class GenerationRequest:
     version: int = VERSION
 
     def to_json(self) -> str:
-        """Return the request as compact JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+        """Return the request as compact JSON; wishes of sampling that nobody has are left out."""
+        fields = dataclasses.asdict(self)
+        fields["params"] = {
+            name: value for name, value in fields["params"].items() if name in _ALWAYS or value != _NO_WISHES[name]
+        }
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -68,6 +96,7 @@ class GenerationRequest:
             fields["turns"] = tuple(Turn(**turn) for turn in fields["turns"])
             params = fields["params"]
             params["stop"] = tuple(params.get("stop", ()))
+            params["logit_bias"] = tuple((token, bias) for token, bias in params.get("logit_bias", ()))
             fields["params"] = SamplingParams(**params)
             request = cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

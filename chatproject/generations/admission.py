@@ -185,6 +185,12 @@ def _request(
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if wish.seed is None else wish.seed,
         stop=wish.stop,
+        min_p=default.min_p if wish.min_p is None else wish.min_p,
+        repetition_penalty=(default.repetition_penalty if wish.repetition_penalty is None else wish.repetition_penalty),
+        presence_penalty=wish.presence_penalty or 0.0,
+        frequency_penalty=wish.frequency_penalty or 0.0,
+        logit_bias=wish.logit_bias,
+        logprobs=wish.logprobs,
     )
     return GenerationRequest(
         generation_id=draft.generation_id, model=model.slug, lane=lane, user_id=str(draft.user.pk), weight=weight,

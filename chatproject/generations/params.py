@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chatproject.contract.errors import Refusal
+from chatproject.contract.messages import MAX_LOGIT_BIAS, MAX_STOPS, MAX_TOP_LOGPROBS
 from chatproject.generations.errors import Refused
 
-MAX_STOPS: Final = 16
 MAX_STOP_CHARACTERS: Final = 256
 MAX_SEED: Final = 2**63 - 1
 MAX_TOKENS: Final = 1_000_000  # the model's context is the real limit
+MAX_TOKEN_ID: Final = 2**31 - 1  # the model's vocabulary is the real limit; its worker refuses what lies beyond
+MAX_BIAS: Final = 100.0  # as good as always, or never
+
+
+_KNOWN: Final = frozenset(
+    {
+        "temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "min_p", "repetition_penalty",
+        "presence_penalty", "frequency_penalty", "logit_bias",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +36,23 @@ class Params:
     max_tokens: int | None = None  # 1 ..
     seed: int | None = None  # 0 .. 2**63 - 1; drawn at accept when not given
     stop: tuple[str, ...] = ()
+    min_p: float | None = None  # 0 .. 1
+    repetition_penalty: float | None = None  # 0.01 .. 10; 1 = none
+    presence_penalty: float | None = None  # -2 .. 2
+    frequency_penalty: float | None = None  # -2 .. 2
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, -100 .. 100), by token
+    logprobs: int | None = None  # 0 .. 20 alternatives
 
 
-def parse_params(fields: Mapping[str, Any] | None) -> Params:
-    """Read ``params`` of a message. Raises Refused(bad_params) that names the field and says what is allowed."""
+def parse_params(fields: Mapping[str, Any] | None, *, has_logprobs: bool = False) -> Params:
+    """Read ``params`` of a message; ``logprobs`` is known only to those who can show them.
+
+    Raises Refused(bad_params) that names the field and says what is allowed.
+    """
     fields = {} if fields is None else fields
     if not isinstance(fields, Mapping):
         raise Refused(Refusal.BAD_PARAMS, "params must be an object.")
-    known = {"temperature", "top_p", "top_k", "max_tokens", "seed", "stop"}
+    known = _KNOWN | {"logprobs"} if has_logprobs else _KNOWN
     for name in fields:
         if name not in known:
             raise Refused(Refusal.BAD_PARAMS, f"params.{str(name)[:40]} is unknown. Known: {', '.join(sorted(known))}.")
@@ -44,6 +63,12 @@ def parse_params(fields: Mapping[str, Any] | None) -> Params:
         max_tokens=_whole(fields, "max_tokens", 1, MAX_TOKENS),
         seed=_whole(fields, "seed", 0, MAX_SEED),
         stop=_stops(fields.get("stop")),
+        min_p=_real(fields, "min_p", 0.0, 1.0),
+        repetition_penalty=_real(fields, "repetition_penalty", 0.01, 10.0),
+        presence_penalty=_real(fields, "presence_penalty", -2.0, 2.0),
+        frequency_penalty=_real(fields, "frequency_penalty", -2.0, 2.0),
+        logit_bias=_biases(fields.get("logit_bias")),
+        logprobs=_whole(fields, "logprobs", 0, MAX_TOP_LOGPROBS),
     )
 
 
@@ -87,6 +112,28 @@ def _stops(value: Any) -> tuple[str, ...]:
         if not is_storable(stop):
             raise Refused(Refusal.BAD_PARAMS, "params.stop may not hold NUL or broken Unicode.")
     return tuple(stops)
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise Refused(Refusal.BAD_PARAMS, "params.logit_bias must be an object from token ids to numbers.")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise Refused(Refusal.BAD_PARAMS, f"params.logit_bias may name at most {MAX_LOGIT_BIAS} tokens.")
+    biases: dict[int, float] = {}
+    for name, bias in value.items():
+        is_token = isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10
+        if not is_token or int(name) > MAX_TOKEN_ID or int(name) in biases:
+            raise Refused(
+                Refusal.BAD_PARAMS, f"params.logit_bias must name token ids, each once, not {str(name)[:20]!a}."
+            )
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise Refused(
+                Refusal.BAD_PARAMS, f"params.logit_bias must hold numbers from {-MAX_BIAS:g} to {MAX_BIAS:g}."
+            )
+        biases[int(name)] = float(bias)
+    return tuple(sorted(biases.items()))
 
 
 def is_storable(text: str) -> bool:

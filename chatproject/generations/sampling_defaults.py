@@ -23,6 +23,8 @@ class SamplingDefaults:
     temperature: float = 0.7
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,8 +41,11 @@ def sampling_defaults(directory: str) -> SamplingDefaults:
             temperature=min(2.0, max(0.0, float(fields.get("temperature") or 0.7))),
             top_p=float(fields.get("top_p") or 1.0),
             top_k=int(fields.get("top_k") or 0),
+            min_p=float(fields.get("min_p") or 0.0),
+            repetition_penalty=float(fields.get("repetition_penalty") or 1.0),
         )
-        return own if 0 < own.top_p <= 1 and own.top_k >= 0 else SamplingDefaults()
+        is_possible = 0 < own.top_p <= 1 and own.top_k >= 0 and 0 <= own.min_p <= 1 and own.repetition_penalty > 0
+        return own if is_possible else SamplingDefaults()
     except (OSError, ValueError, TypeError, AttributeError) as error:
         log.warning("%s is left out: %s", path, error)
         return SamplingDefaults()

@@ -72,6 +72,8 @@ def test_every_promised_frame_is_read() -> None:
         ('{"type":"send","id":"<id>","text":"hi","params":[]}', Refusal.BAD_PARAMS, "params"),
         ('{"type":"send","id":"<id>","text":"hi","params":{"top_k":1.5}}', Refusal.BAD_PARAMS, "top_k"),
         ('{"type":"send","id":"<id>","text":"hi","params":{"temperature":1e999}}', Refusal.BAD_PARAMS, "temperature"),
+        ('{"type":"send","id":"<id>","text":"hi","params":{"min_p":2}}', Refusal.BAD_PARAMS, "min_p"),
+        ('{"type":"send","id":"<id>","text":"hi","params":{"logprobs":1}}', Refusal.BAD_PARAMS, "logprobs"),
     ],
 )  # fmt: skip
 def test_refusal_names_what_is_wrong(text: str | None, code: Refusal, named: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from chatproject.contract import frames
@@ -81,6 +83,10 @@ def test_a_request_survives_json_and_another_version_is_refused() -> None:
         generation_id=ID, model="demo", lane=Lane.VIP, user_id="u", turns=(Turn(role="user", text="Zoë\n🙂"),),
         params=SamplingParams(seed=2**63 - 1, stop=("a", "b")), accepted_ms=1, expires_ms=2, watcher="c",
     )  # fmt: skip
+    assert GenerationRequest.from_json(request.to_json()) == request
+    assert "logit_bias" not in request.to_json(), "older workers read it as long as it asks for no more than they know"
+    wishing = SamplingParams(logit_bias=((5, -1.0),), logprobs=0, repetition_penalty=1.1, min_p=0.2)
+    request = dataclasses.replace(request, params=wishing)
     assert GenerationRequest.from_json(request.to_json()) == request
     with pytest.raises(ContractError, match="version 99"):
         GenerationRequest.from_json(request.to_json().replace('"version":1', '"version":99'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -172,6 +173,13 @@ def test_a_missing_redis_loses_nothing(draft, settings, caplog, django_capture_o
         ({"max_tokens": 0}, "max_tokens"), ({"seed": -1}, "seed"), ({"seed": 2**63}, "seed"),
         ({"stop": [""]}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"stop": {"a": 1}}, "stop"),
         ({"stop": ["a\x00"]}, "stop"), ({"best_of": 2}, "best_of"), ([], "object"),
+        ({"min_p": 1.1}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"), ({"frequency_penalty": "2"}, "frequency_penalty"),
+        ({"logit_bias": [5]}, "logit_bias"), ({"logit_bias": {"x": 1}}, "'x'"), ({"logit_bias": {"-1": 1}}, "'-1'"),
+        ({"logit_bias": {"5": 1, "05": 1}}, "'05'"), ({"logit_bias": {"2147483648": 1}}, "2147483648"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"), ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
+        ({"logit_bias": {"5": True}}, "logit_bias"), ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "1024"),
+        ({"logprobs": 1}, "logprobs"),
     ],
 )  # fmt: skip
 def test_a_param_out_of_range_is_named(fields: object, named: str) -> None:
@@ -179,6 +187,19 @@ def test_a_param_out_of_range_is_named(fields: object, named: str) -> None:
         parse_params(fields)  # type: ignore[arg-type]
     assert caught.value.code == "bad_params"
     assert named in caught.value.message
+
+
+def test_wishes_of_sampling_reach_the_request(draft) -> None:
+    fields = {
+        "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0, "frequency_penalty": -2,
+        "logit_bias": {"7": -100, "3": 1.5}, "logprobs": 5,
+    }  # fmt: skip
+    accepted = admission.accept(draft(params=parse_params(fields, has_logprobs=True)))
+    sampling = GenerationRequest.from_json(json.dumps(accepted.generation.request)).params
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.2)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.0, -2.0)
+    assert sampling.logit_bias == ((3, 1.5), (7, -100.0))
+    assert sampling.logprobs == 5
 
 
 @pytest.mark.django_db(transaction=True)

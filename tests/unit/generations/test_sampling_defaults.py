@@ -20,7 +20,12 @@ from chatproject.generations.sampling_defaults import SamplingDefaults, sampling
         ('{"do_sample": false, "temperature": 0.6}', SamplingDefaults(temperature=0.0)),
         ('{"eos_token_id": 0}', SamplingDefaults()),
         ('{"do_sample": true, "top_p": 7}', SamplingDefaults()),
+        (
+            '{"do_sample": true, "temperature": 0.7, "repetition_penalty": 1.05, "min_p": 0.1}',
+            SamplingDefaults(repetition_penalty=1.05, min_p=0.1),
+        ),
         ('{"do_sample": true, "top_k": "many"}', SamplingDefaults()),
+        ('{"do_sample": true, "repetition_penalty": -1}', SamplingDefaults()),
         ("[]", SamplingDefaults()),
         ("{", SamplingDefaults()),
     ],
