@@ -60,6 +60,13 @@ VARIABLES: Final[dict[str, Variable]] = {
         is_secret=True,
     ),
     "QUEUE_MAX_WAIT_S": Variable(default="600", purpose="seconds a message waits for a worker before it expires"),
+    "QUEUE_MAX_WAITING": Variable(
+        default="10000",
+        purpose="messages that may wait for one model; more are refused, however many workers there are",
+    ),
+    "QUEUE_MAX_WAITING_PER_USER": Variable(
+        default="1000", purpose="unanswered messages one user may have for one model"
+    ),
     "FLOWER_PASSWORD": Variable(
         default="", purpose="password of Flower's user flower; empty: random, kept in var/", is_secret=True
     ),

@@ -32,6 +32,8 @@ CSRF_TRUSTED_ORIGINS = _origins
 
 SIGNUP = env.choice(ENV, "SIGNUP", ("open", "closed"))
 QUEUE_MAX_WAIT_S = env.integer(ENV, "QUEUE_MAX_WAIT_S", least=1)
+QUEUE_MAX_WAITING = env.integer(ENV, "QUEUE_MAX_WAITING", least=1)
+QUEUE_MAX_WAITING_PER_USER = env.integer(ENV, "QUEUE_MAX_WAITING_PER_USER", least=1)
 METRICS_TOKEN = ENV["METRICS_TOKEN"]
 CHAT_MODEL = ENV["CHAT_MODEL"]
 REDIS_URL = ENV["REDIS_URL"] or "redis://127.0.0.1:6379/0"

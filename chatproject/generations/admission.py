@@ -1,4 +1,4 @@
-"""Accept a generation, or refuse it and leave no trace: validate, rate, quota, lane, then one row and one reservation.
+"""Accept a generation, or refuse it and leave no trace: validate, queue, rate, quota, then one row and one reservation.
 
 Joins the caller's transaction, so that a message and its generation are one. Redis is told after the commit only.
 """
@@ -23,7 +23,7 @@ from chatproject.accounts.models import User
 from chatproject.contract.errors import Refusal
 from chatproject.contract.messages import GenerationRequest, ModelStatus, SamplingParams, Turn
 from chatproject.contract.names import Lane
-from chatproject.generations import announcer, context, dispatch, model_states, selectors
+from chatproject.generations import announcer, backlog, context, dispatch, model_states, selectors
 from chatproject.generations.errors import Refused
 from chatproject.generations.models import Generation, ServedModel, Status
 from chatproject.generations.params import Params, is_storable, parse_params
@@ -91,6 +91,7 @@ def _accept_new(draft: Draft) -> Accepted:
     status = model_states.latest(model.slug)
     prompt_tokens, max_tokens = _fit(draft, model, status)
     limits = quotas.limits_of(draft.user)
+    backlog.check(model.slug, Lane(limits.lane))
     seconds_per_token = status.seconds_per_token if status is not None else 0.0
     # First, because it locks the user's day: the counts below cannot change until the commit.
     quotas.reserve(
@@ -101,6 +102,7 @@ def _accept_new(draft: Draft) -> Accepted:
         now=now,
     )
     _check_rates(draft.user, limits, now)
+    backlog.check_user(model.slug, lambda: _num_unanswered(draft.user, model.slug))
     if draft.thread is not None and _is_busy(draft.thread):
         raise Refused(Refusal.CONVERSATION_BUSY)
     request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
@@ -114,6 +116,7 @@ def _accept_new(draft: Draft) -> Accepted:
 
 
 def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
+    model_states.note_accepted(request.model, request.lane)
     dispatch.announce(request)
     metrics.accepted(lane=request.lane)
     announcer.get_announcer().notice(
@@ -168,6 +171,10 @@ def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
                 f"Your plan allows {limits.requests_per_minute} requests per minute. Try again in {wait_s:.0f} s.",
                 retry_after_s=round(wait_s, 1),
             )
+
+
+def _num_unanswered(user: User, model: str) -> int:
+    return Generation.objects.filter(user=user, status=Status.ACCEPTED, model=model).count()
 
 
 def _is_busy(thread: uuid.UUID) -> bool:

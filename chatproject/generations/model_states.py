@@ -1,46 +1,136 @@
-"""What the workers last said of each model, without ever waiting for Redis: admission asks inside a transaction.
+"""What the workers last said of each model and how long its queue is, without ever waiting for Redis.
 
-A value is at most REFRESH_S old while anybody asks; an older one is given at once and read again in the background.
+Admission asks inside a transaction. A value is at most REFRESH_S old while anybody asks; an older one is read again in
+the background. What this process accepted since then is added, so that a burst does not slip through between two looks.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Final
 
+import redis
+
+from chatproject.contract.errors import ContractError
 from chatproject.contract.messages import ModelStatus
+from chatproject.contract.names import LANES, Lane
 from chatproject.generations import selectors
 
-REFRESH_S: Final = 2.0
+REFRESH_S: Final = 1.0
+# A queue seen longer ago says nothing about now: the first to ask after a quiet hour must not meet last hour's crowd.
+FRESH_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """One model's queue as it was a moment ago."""
+
+    waiting: dict[Lane, int]
+    places: int  # generations its ready workers run at once; 0: no worker is ready
+    running: int
+    seconds_per_generation: float  # 0: never measured
+
+    @property
+    def num_waiting(self) -> int:
+        """Messages that wait, in all lanes."""
+        return sum(self.waiting.values())
+
+    def ahead_of(self, lane: Lane) -> int:
+        """Return how many wait that would be served before a new one of ``lane``."""
+        return sum(self.waiting[other] for other in LANES[: LANES.index(lane) + 1])
+
+    def wait_s(self, lane: Lane) -> float | None:
+        """Return the seconds a new message of ``lane`` would wait; None when no worker is ready or none was measured.
+
+        Those ahead leave at ``places / seconds_per_generation``, once all places are taken.
+        """
+        if not self.places or not self.seconds_per_generation:
+            return None
+        free = max(0, self.places - self.running)
+        return max(0, self.ahead_of(lane) + 1 - free) * self.seconds_per_generation / self.places
+
+
+@dataclass(slots=True)
+class _Known:
+    asked_at: float = float("-inf")
+    is_asked: bool = False
+    status: ModelStatus | None = None
+    read_at: float = float("-inf")  # of the queue
+    queue: Queue | None = None
+    accepted: Counter[Lane] = field(default_factory=Counter)  # here, since the queue was read
+
 
 _lock = threading.Lock()
-_known: dict[str, tuple[float, ModelStatus | None]] = {}
-_asked: set[str] = set()
+_models: dict[str, _Known] = {}
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-states")
+clock: Callable[[], float] = time.monotonic
 
 
 def latest(slug: str) -> ModelStatus | None:
     """Return what is known now; None when nothing is yet. Never waits and never raises."""
     with _lock:
-        read_at, status = _known.get(slug, (0.0, None))
-        is_old = time.monotonic() - read_at > REFRESH_S
-        if is_old and slug not in _asked:
-            _asked.add(slug)
-            _thread.submit(refresh, slug)
-    return status
+        return _look(slug).status
+
+
+def queue(slug: str) -> Queue | None:
+    """Return the queue as it is now; None when that is not known, as while Redis is away. Never waits, never raises."""
+    with _lock:
+        known = _look(slug)
+        if known.queue is None or clock() - known.read_at > FRESH_S:
+            return None
+        waiting = {lane: count + known.accepted[lane] for lane, count in known.queue.waiting.items()}
+        return Queue(
+            waiting=waiting, places=known.queue.places, running=known.queue.running,
+            seconds_per_generation=known.queue.seconds_per_generation,
+        )  # fmt: skip
+
+
+def note_accepted(slug: str, lane: Lane) -> None:
+    """Count a message that joins the queue before the next look at it."""
+    with _lock:
+        _models.setdefault(slug, _Known()).accepted[lane] += 1
 
 
 def refresh(slug: str) -> None:
-    """Read the status of one model now; waits for Redis as long as its client does. The last known value is kept."""
-    status = selectors.model_status(slug)
+    """Read one model's status and queue now; waits for Redis as long as its client does. The last status is kept."""
     with _lock:
-        _asked.discard(slug)
-        _known[slug] = (time.monotonic(), status or _known.get(slug, (0.0, None))[1])
+        before = _models.setdefault(slug, _Known()).accepted.copy()
+    status = selectors.model_status(slug)
+    found = _read_queue(slug, status)
+    with _lock:
+        known = _models.setdefault(slug, _Known())
+        known.asked_at, known.is_asked = clock(), False
+        known.status = status or known.status
+        known.queue, known.read_at = found, clock()
+        known.accepted -= before  # keeps what is positive: accepted while Redis was asked
 
 
 def forget() -> None:
     """Forget everything, as after a start."""
     with _lock:
-        _known.clear()
+        _models.clear()
+
+
+def _look(slug: str) -> _Known:
+    known = _models.setdefault(slug, _Known())
+    if clock() - known.asked_at > REFRESH_S and not known.is_asked:
+        known.is_asked = True
+        _thread.submit(refresh, slug)
+    return known
+
+
+def _read_queue(slug: str, status: ModelStatus | None) -> Queue | None:
+    try:
+        waiting = selectors.waiting(slug)
+        mine = [worker for worker in selectors.workers() if worker.model == slug and worker.state == "ready"]
+    except (redis.RedisError, ContractError):
+        return None
+    return Queue(
+        waiting=waiting, places=sum(worker.slots for worker in mine), running=sum(worker.running for worker in mine),
+        seconds_per_generation=status.seconds_per_generation if status else 0.0,
+    )  # fmt: skip

@@ -64,6 +64,14 @@ def model_status(slug: str) -> ModelStatus | None:
         return None
 
 
+def waiting(slug: str) -> dict[names.Lane, int]:
+    """Return how many wait for a model, by lane. Raises redis.RedisError."""
+    pipe = redis_client.client().pipeline(transaction=False)
+    for lane in names.LANES:
+        pipe.zcard(names.wait_key(slug, lane))
+    return dict(zip(names.LANES, pipe.execute(), strict=True))
+
+
 def workers() -> list[WorkerStatus]:
     """Return the workers alive now, by slot. Raises redis.RedisError."""
     client = redis_client.client()
