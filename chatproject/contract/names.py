@@ -68,6 +68,10 @@ def lease_key(generation_id: str) -> str:
     return f"lease:{generation_id}"
 
 
+# Set of generation ids whose worker is known to have died, alive for LOST_MS: nobody need wait for their leases.
+LOST_KEY: Final = "lost"
+
+
 def log_key(generation_id: str) -> str:
     """Stream, entries ``<run>-<seq>``: the generation log."""
     return f"gen:{generation_id}"
@@ -105,6 +109,7 @@ def control_channel(slot: str) -> str:
 
 LEASE_MS: Final = 5_000
 WORKER_MS: Final = 5_000
+LOST_MS: Final = 20_000
 WORKERS_MS: Final = 60_000
 MODEL_MS: Final = 24 * 3600 * 1000
 # A request and a log outlive the longest wait and the longest run; the database holds the truth afterwards.

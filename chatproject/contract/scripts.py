@@ -160,6 +160,18 @@ return 'waiting'
 """,
 )  # fmt: skip
 
+# The supervisor of a slot saw its process die: this lease will not be renewed. -> lost | changed
+LOSE: Final = _script(
+    "lose", "lease lost", "id lease lost_ms",
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[2] then return 'changed' end
+redis.call('DEL', KEYS[1])
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 'lost'
+""",
+)  # fmt: skip
+
 # The end by others than the worker (sweeper: expired, quarantined). -> ended | leased | the new entry's id
 END: Final = _script(
     "end", "gen lease wait", "id log_ms field value ...",
@@ -203,4 +215,4 @@ return channels
 """,
 )  # fmt: skip
 
-ALL: Final = (ENQUEUE, CLAIM, RENEW, APPEND, HAND_BACK, END, CANCEL, STORED)
+ALL: Final = (ENQUEUE, CLAIM, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)

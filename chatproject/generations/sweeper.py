@@ -1,8 +1,9 @@
 """Find accepted rows that nobody serves, and bring them back: the promise does not rest on any message in Redis.
 
 Every second, in a thread of each records process, any number of them. An accepted row that neither waits, nor is
-leased, nor has ended in two looks 2 s apart goes back to the queue by one conditional UPDATE. Any Redis error makes the
-looks start over, because what was not seen is not gone. Also stores ends nobody stored, expires, and repeats stops.
+leased, nor has ended in two looks 2 s apart goes back to the queue by one conditional UPDATE; one look is enough where
+a supervisor saw the worker die. Any Redis error makes the looks start over, because what was not seen is not gone. Also
+stores ends nobody stored, expires, and repeats stops.
 """
 
 from __future__ import annotations
@@ -65,12 +66,14 @@ class Sweeper:
         known = {str(row.id) for row in rows}
         for id_ in [id_ for id_ in self._missing_since if id_ not in known]:
             del self._missing_since[id_]
-        for row, (is_waiting, has_request, lease, last) in zip(rows, _looks(rows), strict=True):
-            self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), last=last)
+        looks, lost = _looks(rows)
+        for row, (is_waiting, has_request, lease, last) in zip(rows, looks, strict=True):
+            is_lost = str(row.id) in lost
+            self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), is_lost=is_lost, last=last)
         if rows:
             _ring_for_waiting({row.model for row in rows})
 
-    def _judge(self, row: Generation, *, is_waiting: bool, is_leased: bool, last: list[Any]) -> None:
+    def _judge(self, row: Generation, *, is_waiting: bool, is_leased: bool, is_lost: bool, last: list[Any]) -> None:
         id_ = str(row.id)
         if last and last[0][1].get("k") in ("end", "stored"):
             self._missing_since.pop(id_, None)
@@ -87,7 +90,9 @@ class Sweeper:
         if is_waiting:
             self._missing_since.pop(id_, None)
             return
-        if self._clock() - self._missing_since.setdefault(id_, self._clock()) >= LOOKS_APART_S:
+        missing_s = self._clock() - self._missing_since.setdefault(id_, self._clock())
+        # Of all sweepers that see the mark, only the one that takes it away goes by it: a death is counted once.
+        if missing_s >= LOOKS_APART_S or (is_lost and redis_client.client().srem(names.LOST_KEY, id_) == 1):
             self._bring_back(row)
             self._missing_since.pop(id_, None)
 
@@ -113,10 +118,10 @@ class Sweeper:
             dispatch.ring(request.model, request.lane)
 
 
-def _looks(rows: list[Generation]) -> Iterable[tuple[bool, bool, str | None, list[Any]]]:
-    """Read what Redis knows of every row, in one pipeline."""
+def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | None, list[Any]]], set[str]]:
+    """Read what Redis knows of every row, and which ids are known to be lost, in one pipeline."""
     if not rows:
-        return []
+        return [], set()
     pipe = redis_client.client().pipeline(transaction=False)
     for row in rows:
         id_ = str(row.id)
@@ -124,11 +129,13 @@ def _looks(rows: list[Generation]) -> Iterable[tuple[bool, bool, str | None, lis
         pipe.exists(names.request_key(id_))
         pipe.get(names.lease_key(id_))
         pipe.xrevrange(names.log_key(id_), count=1)
-    flat = pipe.execute()
-    return [
+    pipe.smembers(names.LOST_KEY)
+    *flat, lost = pipe.execute()
+    looks = [
         (score is not None, bool(exists), lease, last)
         for score, exists, lease, last in zip(*[iter(flat)] * 4, strict=True)
     ]
+    return looks, lost
 
 
 def _write_end(row: Generation, failure: Failure) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
+import time
 import uuid
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,6 +24,7 @@ class Heard:
     frames: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
     seq: int = 0
+    arrived: list[float] = field(default_factory=list)  # monotonic, of each frame
 
     @property
     def id(self) -> str:
@@ -31,6 +34,10 @@ class Heard:
     @property
     def end(self) -> dict[str, Any]:
         return self.frames[-1]
+
+    def resumed_at(self) -> float:
+        """Return when the first frame after the longest silence came."""
+        return max(itertools.pairwise(self.arrived), key=lambda pair: pair[1] - pair[0])[1]
 
     def take(self, frame: dict[str, Any]) -> bool:
         """Take a frame; True when it was the last."""
@@ -42,6 +49,7 @@ class Heard:
         assert (kind == "started") == (frame["seq"] == 1), frame
         self.seq = frame["seq"]
         self.frames.append(frame)
+        self.arrived.append(time.monotonic())
         if kind == "delta":
             assert frame["at"] == len(self.text), frame
             assert frame["text"]

@@ -193,8 +193,10 @@ async def test_a_worker_killed_in_the_middle_costs_a_pause_and_no_token(service:
         heard = await socket.send("unbroken", max_tokens=200, seed=1)
         await socket.hear(heard, until=8)
         (pid,) = service.processes("worker")
+        killed_at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         await socket.hear(heard, timeout_s=60)
+    print(f"the next delta came {heard.resumed_at() - killed_at:.2f} s after kill -9 of the only worker")
     assert heard.text == whole.text
     assert stored(service, heard)["response"] == whole.text
 

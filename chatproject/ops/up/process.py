@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 Role = Literal["redis", "web", "worker", "records", "flower"]
 
-FIRST_DELAY_S: Final = 0.5
+FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 30.0
 STEADY_S: Final = 60.0  # up for so long: the next end starts the back-off from the beginning
 _MANY: Final = 10
@@ -48,6 +48,8 @@ class Spec:
     probe: Callable[[], Status]  # asked until it is ready; must return within a second or two
     grace_s: float  # between the request to stop and SIGKILL
     is_essential: bool = True  # start fails without it; a worker may come later
+    # Called when it has ended, before it is started again; must return within a second or two and never raise.
+    on_end: Callable[[], object] = lambda: None
     # Redis is let write its log to the end; the others hold nothing that is not in Redis or the database.
     death_signal: signal.Signals = signal.SIGKILL
 
@@ -100,7 +102,7 @@ class Process:
             self.ends = 0
         # A child that says its configuration is wrong will say so again: the environment is read once, at our start.
         self.ends = _MANY if status == os.EX_CONFIG else self.ends + 1
-        self.retry_at = now + min(FIRST_DELAY_S * 2.0 ** (self.ends - 1), LONGEST_DELAY_S)
+        self.retry_at = now + min(FIRST_DELAY_S * 4.0 ** (self.ends - 1), LONGEST_DELAY_S)
         self.was_ready, self.is_ready = self.was_ready or self.is_ready, False
         return status
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
-from chatproject.ops.up import probes
+from chatproject.ops.up import lost_leases, probes
 from chatproject.ops.up.config import Config
 from chatproject.ops.up.process import Spec
 
@@ -79,6 +80,7 @@ def _workers(config: Config, redis_url: str) -> list[Spec]:
                 probe=probes.worker_ready(redis_url, slot),
                 grace_s=float(environment.get("CHAT_GRACE_S") or 8) + 30,
                 is_essential=False,
+                on_end=functools.partial(lost_leases.mark, redis_url, slot),
             )
         )
     return found

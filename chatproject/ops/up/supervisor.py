@@ -75,7 +75,7 @@ class Supervisor:
         self._on_change = on_change
         while not self._signals.count:
             self._look()
-            self._signals.wait(_LOOK_S if any(not process.is_ready for process in self._processes) else 1.0)
+            self._signals.wait(self._pause_s())
 
     def stop(self) -> None:
         """Stop all, role by role; one that outlives its grace is killed. A second signal kills at once."""
@@ -96,6 +96,14 @@ class Supervisor:
                     for process in waiting:
                         process.kill()
                 self._signals.wait(_LOOK_S)
+            for process in members:
+                process.spec.on_end()
+
+    def _pause_s(self) -> float:
+        """Return how long nothing needs to be looked at; the end of a child wakes us anyway."""
+        pause_s = _LOOK_S if any(not process.is_ready for process in self._processes) else 1.0
+        waiting = [process.retry_at - time.monotonic() for process in self._processes if process.retry_at is not None]
+        return max(0.0, min([pause_s, *waiting]))
 
     def _is_awaited(self, process: Process) -> bool:
         return not process.is_ready and (process.spec.is_essential or process.ends < _TRIES)
@@ -107,6 +115,7 @@ class Supervisor:
                 self._say(f"{spec.name}: {line}")
             status = process.ended(now)
             if status is not None:
+                spec.on_end()
                 self._report_end(process, status)
                 self._on_change()
             if process.retry_at is not None and now >= process.retry_at:

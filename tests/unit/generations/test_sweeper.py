@@ -10,9 +10,11 @@ from django.utils import timezone
 
 from chatproject.contract import names
 from chatproject.contract.frames import Frame
+from chatproject.contract.names import Lane
 from chatproject.generations import admission, records, scripts, selectors, services
 from chatproject.generations.models import Generation
 from chatproject.generations.sweeper import Sweeper
+from chatproject.ops.up import lost_leases
 from workers.store import Claim, Store
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db]
@@ -108,6 +110,57 @@ def test_a_run_that_died_with_progress_goes_on_and_one_without_counts(draft, swe
     claim = store.claim(model="demo", lane="interactive", generation_id=str(generation.id), slot="w", boot="b")
     assert claim is not None
     assert (claim.prefix.text, claim.request.attempt) == ("xx", 2)
+
+
+def begin(store: Store, generation: Generation, slot: str) -> Claim:
+    claim = store.claim(model="demo", lane=Lane.INTERACTIVE, generation_id=str(generation.id), slot=slot, boot="b")
+    assert claim is not None
+    return claim
+
+
+def test_what_a_supervisor_saw_die_is_brought_back_at_the_first_look(draft, clock, server, store, redis_here) -> None:
+    mine, other = admission.accept(draft()).generation, admission.accept(draft()).generation
+    for generation, slot in ((mine, "w1"), (other, "w2")):
+        scripts.enqueue(selectors.request_of(generation))
+        begin(store, generation, slot)
+    assert lost_leases.mark(redis_here, "w1") == 1
+    assert 0 < server.pttl(names.LOST_KEY) <= names.LOST_MS
+    look(Sweeper(clock=clock), clock, times=1)
+    assert waiting(server) == [str(mine.id)]
+    assert server.get(names.lease_key(str(other.id))) is not None
+    # The next run is served like any other; an old mark does not take it away.
+    server.sadd(names.LOST_KEY, str(mine.id))
+    begin(store, mine, "w1")
+    look(Sweeper(clock=clock), clock, times=3)
+    assert waiting(server) == []
+
+
+def test_two_sweepers_count_one_death(draft, clock, server, store, redis_here, monkeypatch) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    begin(store, generation, "w1")
+    lost_leases.mark(redis_here, "w1")
+    enqueue = scripts.enqueue
+
+    def while_another_looks(*args: object, **fields: object) -> object:
+        monkeypatch.setattr(scripts, "enqueue", enqueue)
+        Sweeper(clock=clock).sweep()
+        return enqueue(*args, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scripts, "enqueue", while_another_looks)
+    Sweeper(clock=clock).sweep()
+    row = Generation.objects.get()
+    assert (row.deaths, row.attempt, row.version) == (1, 2, 1)
+    assert waiting(server) == [str(generation.id)]
+
+
+def test_a_lease_that_is_no_more_the_dead_ones_is_left_alone(draft, server, store, redis_here) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    begin(store, generation, "w10")
+    assert lost_leases.mark(redis_here, "w1") == 0
+    assert not server.exists(names.LOST_KEY)
+    assert lost_leases.mark("redis://127.0.0.1:1/0", "w10") == 0  # Redis is away: the lease lapses by itself
 
 
 def test_a_message_that_kills_its_workers_is_set_aside_with_what_it_had(draft, sweeper, clock, server, store) -> None:

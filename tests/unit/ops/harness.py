@@ -66,6 +66,7 @@ def main(directory: Path) -> int:
             probe=lambda: ready(role),
             grace_s=float(behaviours.get("grace_s", 20)),
             is_essential=role != "worker",
+            on_end=lambda: _note(events, f"{role} end-noted"),
             death_signal=signal.SIGKILL,
         )
 
@@ -81,6 +82,11 @@ def main(directory: Path) -> int:
         finally:
             supervisor.stop()
     return 0
+
+
+def _note(events: Path, what: str) -> None:
+    with events.open("a") as file:
+        file.write(f"{what}\n")
 
 
 def _pids(directory: Path, supervisor: Supervisor) -> None:

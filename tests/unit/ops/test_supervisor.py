@@ -85,6 +85,16 @@ def test_what_dies_is_started_again(start: Callable[..., Run]) -> None:
     eventually(lambda: "records is ready again" in run.output())
 
 
+def test_what_a_dead_process_held_is_let_go_before_it_is_started_again(start: Callable[..., Run]) -> None:
+    run = start()
+    (before,) = run.pids()["worker"]
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: run.pids()["worker"] not in ([], [before]))
+    eventually(lambda: len([event for event in run.events() if event.startswith("worker started")]) == 2)
+    of_the_worker = [event.split()[1] for event in run.events() if event.startswith("worker")]
+    assert of_the_worker == ["started", "end-noted", "started"]
+
+
 def test_a_killed_supervisor_leaves_nothing_behind(start: Callable[..., Run]) -> None:
     run = start()
     pids = [pid for members in run.pids().values() for pid in members]
