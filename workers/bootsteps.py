@@ -13,6 +13,7 @@ from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from chatproject.contract import broker, names
+from chatproject.contract.fairness import candidates
 from chatproject.contract.names import PRIORITY
 from workers import tickets
 from workers.store import AWAY
@@ -20,6 +21,7 @@ from workers.store import AWAY
 log = logging.getLogger(__name__)
 LOOK_S: Final = 0.1
 RING_S: Final = 1.0
+CHARGE_S: Final = 0.5
 SETTLE_S: Final = 4.0
 BROKER_AWAY: Final = (*AWAY, OperationalError)
 
@@ -43,11 +45,12 @@ class Doorman(bootsteps.StartStopStep):
     requires = tuple("celery.worker.consumer." + step for step in ("tasks:Tasks", "control:Control", "heart:Heart"))
 
     def start(self, c: Any) -> None:
-        """Look every 100 ms, ring every second."""
+        """Look every 100 ms, charge every half second, ring every second."""
         self.is_draining = False
         self.timers = [
             c.timer.call_repeatedly(LOOK_S, self._guarded, (self._look, c)),
             c.timer.call_repeatedly(RING_S, self._guarded, (self._ring, c)),
+            c.timer.call_repeatedly(CHARGE_S, self._guarded, (self._charge, c)),
         ]
 
     def stop(self, c: Any) -> None:
@@ -78,14 +81,24 @@ class Doorman(bootsteps.StartStopStep):
 
     def _make_room(self, c: Any) -> None:
         """Hand back the newest of the lowest lane when someone waits in a higher one."""
-        pool, store = c.pool, c.pool.runtime.store
-        newest = max(pool.jobs.values(), key=lambda job: (PRIORITY[job.claim.request.lane], job.started))
-        lane = newest.claim.request.lane
-        heads = store.heads(pool.runtime.config.slug, count=1)
-        waiting = [id_ for other, id_ in heads if PRIORITY[other] < PRIORITY[lane]]
+        pool, runtime = c.pool, c.pool.runtime
+        jobs = [job for job in pool.jobs.values() if not job.claim.is_guaranteed]
+        if not jobs:
+            return
+        newest = max(jobs, key=lambda job: (PRIORITY[job.claim.request.lane], job.started))
+        rank = PRIORITY[newest.claim.request.lane]
+        found = candidates(
+            runtime.store.look(runtime.config.slug, num_users=2, num_ids=1), runtime.charges.expected_cost,
+            takes_last=not pool.holds_last_attempt,
+        )  # fmt: skip
+        id_ = next((candidate.generation_id for candidate in found if PRIORITY[candidate.lane] < rank), None)
         # One worker makes room for one head: without this key each full worker hands one back for the same message.
-        if waiting and store.client.set(f"room:{waiting[0]}", pool.runtime.config.slot, nx=True, px=1000):
+        if id_ is not None and runtime.store.client.set(f"room:{id_}", runtime.config.slot, nx=True, px=1000):
+            pool.room_is_for = id_
             pool.hand_back(newest, "someone in a higher lane waits")
+
+    def _charge(self, c: Any) -> None:
+        c.pool.runtime.charges.flush(c.pool.runtime.store)
 
     def _ring(self, c: Any) -> None:
         """Ring for those that wait without a ticket: a lost ticket costs a second."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,10 +18,15 @@ from kombu.message import Message
 
 from chatproject.contract import names
 from chatproject.contract.errors import ContractError
+from chatproject.contract.fairness import Candidate, candidates
+from workers.errors import Expired
 from workers.store import AWAY, Claim
 
 log = logging.getLogger(__name__)
-HEADS: Final = 8  # per lane: others may be claiming the first ones right now
+# A look sees a few users of each lane and a few of each one's line: others may be claiming the first ones right now.
+NUM_USERS: Final = 4
+NUM_IDS: Final = 2
+LOOKS: Final = 8  # after which a ticket is given up; the next second rings again
 
 
 def strategy(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
@@ -33,7 +38,9 @@ def strategy(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]
         queue = message.delivery_info["routing_key"]
         if app.amqp.queues[queue].no_ack:
             ack = reject = noop  # a real ack costs a round trip and leaks the tag
-        claim = claim_best(pool.runtime, names.model_of_queue(queue))
+        guest, pool.room_is_for = pool.room_is_for, None
+        takes_last = not pool.holds_last_attempt
+        claim = claim_best(pool.runtime, names.model_of_queue(queue), takes_last=takes_last, guest=guest)
         if claim is None:  # a spare ticket: no request, no event
             return ack(log, consumer.connection_errors)
         if claim.request.generation_id in state.revoked:
@@ -46,24 +53,45 @@ def strategy(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]
     return on_ticket
 
 
-def claim_best(runtime: Any, model: str) -> Claim | None:
-    """Claim the first that waits, the next if refused; None when nobody does or Redis is away."""
+def claim_best(runtime: Any, model: str, *, takes_last: bool = True, guest: str | None = None) -> Claim | None:
+    """Claim the one whose turn it is, the next if refused; None when nobody may be claimed or Redis is away.
+
+    Without ``takes_last`` nobody who is on the last attempt; ``guest``, for whom a place was made, before all others.
+    """
     if model not in runtime.models:
         return None
+    seen: set[str] = set()
     try:
-        for lane, generation_id in runtime.store.heads(model, count=HEADS):
-            try:
-                claim: Claim | None = runtime.store.claim(
-                    model=model, lane=lane, generation_id=generation_id,
-                    slot=runtime.config.slot, boot=runtime.config.boot,
-                )  # fmt: skip
-            except ContractError as error:
-                log.error("generation %s is not understood and left to its lease: %s", generation_id, error)
-                continue
-            if claim is not None:
+        for _ in range(LOOKS):
+            lanes = runtime.store.look(model, num_users=NUM_USERS, num_ids=NUM_IDS)
+            found = candidates(lanes, runtime.charges.expected_cost, takes_last=takes_last)
+            found.sort(key=lambda candidate: candidate.generation_id != guest)
+            claim = _claim_first(runtime, model, found, takes_last)
+            ids = {candidate.generation_id for candidate in found}
+            if claim is not None or ids <= seen:
                 return claim
+            seen |= ids
     except AWAY as error:  # raised here, it would restart the consumer
         log.warning("claim: %r", error)
+    return None
+
+
+def _claim_first(runtime: Any, model: str, found: Sequence[Candidate], takes_last: bool) -> Claim | None:
+    for candidate in found:
+        cost = runtime.charges.expected_cost(candidate.lane, candidate.about)
+        try:
+            claim: Claim | None = runtime.store.claim_fairly(
+                candidate, model=model, slot=runtime.config.slot, boot=runtime.config.boot, cost=cost,
+                takes_last=takes_last,
+            )  # fmt: skip
+        except Expired:
+            runtime.ask_to_store(candidate.generation_id)
+            continue
+        except ContractError as error:
+            log.error("generation %s is not understood and left to its lease: %s", candidate.generation_id, error)
+            continue
+        if claim is not None:
+            return claim
     return None
 
 

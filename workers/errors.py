@@ -23,6 +23,10 @@ class OutOfBlocks(WorkerError):
     """The cache has fewer free blocks than the sequence needs."""
 
 
+class OutOfMemory(WorkerError):
+    """The device has too little memory for this step; a smaller one may do."""
+
+
 class ModelLoadError(WorkerError):
     """The model directory is missing, damaged, or of a kind that is not loaded (pickle, remote code)."""
 
@@ -35,3 +39,9 @@ class BadNumbers(WorkerError):
 
 class FatalEngineError(WorkerError):
     """The process cannot compute any more (a sticky device error, a step that hangs); it must be started again."""
+
+
+class Expired(WorkerError):
+    """The generation waited longer than it may, and has ended without a run."""
+
+    code = Failure.EXPIRED

@@ -14,6 +14,7 @@ from typing import Any
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
+from chatproject.contract.fairness import MAX_ATTEMPTS
 from workers import config as worker_config
 from workers.runtime import Runtime
 from workers.store import Claim
@@ -47,6 +48,7 @@ class EnginePool(BasePool):
         """Start the runtime; tickets are only consumed once it has a model."""
         self.jobs: dict[str, Job] = {}
         self.claims: dict[str, Claim] = {}  # from the strategy to on_apply; not in headers, DEBUG logs print those
+        self.room_is_for: str | None = None  # the generation that a place was made for
         self.runtime = Runtime(worker_config.read(), send_task=self._send_task)
         self.runtime.ended = self._ended
         self.runtime.start()
@@ -85,6 +87,12 @@ class EnginePool(BasePool):
     def num_free(self) -> int:
         """Places that no job holds."""
         return int(self.limit) - len(self.jobs)
+
+    @property
+    def holds_last_attempt(self) -> bool:
+        """Whether a generation here is on its last attempt: a second one would share its fate."""
+        claims = [*(job.claim for job in self.jobs.values()), *self.claims.values()]
+        return any(claim.request.attempt >= MAX_ATTEMPTS for claim in claims)
 
     def _ended(self, generation_id: str, run: int, outcome: str) -> None:
         if self.hub is not None:

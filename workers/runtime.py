@@ -6,6 +6,7 @@ shows; the leases' thread renews; the control thread hears. They meet in queues 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ from chatproject.contract.errors import Failure
 from chatproject.contract.messages import Control, ModelStatus, WorkerStatus
 from chatproject.contract.names import PRIORITY
 from workers.cancellation import ControlListener
+from workers.charges import Charges
 from workers.config import Config
 from workers.engine.interfaces import EngineStats, SequenceRequest, StepOutput
 from workers.engine.loop import EngineLoop
@@ -46,6 +48,7 @@ class Runtime:
     def __init__(self, config: Config, *, send_task: Callable[..., object]) -> None:
         self.config = config
         self.store = Store(config.redis_url)
+        self.charges = Charges()
         self.ended: Ended = lambda generation_id, run, outcome: None
         self._send_task = send_task
         self._senders = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tickets")
@@ -78,6 +81,8 @@ class Runtime:
             self._loop.stop(timeout_s=5)
         self._publisher.stop()
         self._leases.stop()
+        with contextlib.suppress(*AWAY):
+            self.charges.flush(self.store)
         self._senders.shutdown(wait=True)
 
     def drain(self) -> None:
@@ -117,8 +122,10 @@ class Runtime:
             active.fail(Failure.ENGINE_ERROR)
         self._publisher.begin(active)
         if active.end is not None:
+            self.charges.give_back(claim)
             self.ended(active.id, active.run, outcome)
             return
+        self.charges.begin(sequence_id, claim, len(submission.prompt))
         self._claimed_at[sequence_id] = now
         assert self._loop is not None
         self._loop.submit(submission)
@@ -127,7 +134,9 @@ class Runtime:
         """Take the outputs of one engine step. Called in the engine thread."""
         self._publisher.on_step(outputs)
         for output in outputs:
+            self.charges.took(output.sequence_id, len(output.tokens))
             if output.finish is not None:
+                self.charges.end(output.sequence_id, is_complete=output.finish.reason in ("stop", "length"))
                 generation_id, _, run = output.sequence_id.rpartition("/")
                 self._learn_pace(output.sequence_id)
                 self.ended(generation_id, int(run), output.finish.reason)
@@ -142,6 +151,7 @@ class Runtime:
         if self._loop is not None:
             self._loop.drop(f"{generation_id}/{run}")
         self._claimed_at.pop(f"{generation_id}/{run}", None)
+        self.charges.end(f"{generation_id}/{run}")
         self.ended(generation_id, run, "dropped")
 
     def hand_back(self, generation_id: str, run: int) -> None:
@@ -149,6 +159,7 @@ class Runtime:
         if self._loop is not None:
             self._loop.drop(f"{generation_id}/{run}")
         self._claimed_at.pop(f"{generation_id}/{run}", None)
+        self.charges.end(f"{generation_id}/{run}")
         self._publisher.hand_back(generation_id, run)
 
     # --- tickets

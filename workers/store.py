@@ -7,17 +7,21 @@ its own time. Every call raises redis.RedisError when Redis is away.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
 
 from chatproject.contract import frames, names, scripts
-from chatproject.contract.frames import Log
+from chatproject.contract.errors import FAILURE_TEXT, Failure
+from chatproject.contract.fairness import About, Candidate, WaitingLane, waiting_lanes
+from chatproject.contract.frames import End, Log
 from chatproject.contract.messages import GenerationRequest, Lease
 from chatproject.contract.names import Lane
+from workers.errors import Expired
 
 Entry = tuple[str, dict[str, str]]  # id, fields
+_EXPIRED = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED])
 AWAY = (redis.RedisError, OSError)
 
 
@@ -32,6 +36,9 @@ class Claim:
     prefix: Log  # what earlier runs have shown
     entries: tuple[Entry, ...]  # the same, as it lies in the log, the start of this run included
     channels: tuple[str, ...]  # who watches
+    charged: float = 0.0  # cost that its user was charged for it at the claim
+    served: float = 0.0  # service that its user had had by then
+    is_guaranteed: bool = False  # it is its lane's minimum share: no higher lane pushes it out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,36 +59,42 @@ class Store:
         )  # fmt: skip
         self._scripts = {script.name: self.client.register_script(script.source) for script in scripts.ALL}
 
-    def heads(self, model: str, *, count: int) -> list[tuple[Lane, str]]:
-        """Return the first ids that wait, lane by lane in order of service."""
-        pipe = self.client.pipeline(transaction=False)
-        for lane in names.LANES:
-            pipe.zrange(names.wait_key(model, lane), 0, count - 1)
-        return [(lane, id_) for lane, ids in zip(names.LANES, pipe.execute(), strict=True) for id_ in ids]
+    def look(self, model: str, *, num_users: int, num_ids: int) -> list[WaitingLane]:
+        """Return who waits: of each lane the first users by turn, and of each user the first ids."""
+        keys = [names.wait_key(model, lane) for lane in names.LANES]
+        _, lanes = waiting_lanes(self._scripts["look"](keys=keys, args=[num_users, num_ids]))
+        return lanes
 
     def claim(self, *, model: str, lane: Lane, generation_id: str, slot: str, boot: str) -> Claim | None:
         """Take a generation out of the queue. None when another was first, or it may not run. Raises ContractError."""
-        keys = [
-            names.wait_key(model, lane), names.request_key(generation_id), names.lease_key(generation_id),
-            names.log_key(generation_id), names.cancel_key(generation_id), names.watch_key(generation_id),
-        ]  # fmt: skip
-        args: list[Any] = [generation_id, f"{slot}:{boot}", names.LEASE_MS, names.LOG_MS]
-        answer: Any = self._scripts["claim"](keys=keys, args=args)
+        answer = self._claim(model, lane, generation_id, slot, boot)
+        return _claim_of(answer, slot, boot) if answer[0] == "claimed" else None
+
+    def claim_fairly(
+        self, candidate: Candidate, *, model: str, slot: str, boot: str, cost: float, takes_last: bool = True
+    ) -> Claim | None:
+        """Claim, and charge the user the expected ``cost`` in the same step.
+
+        None when another was first, or it may not run: also when it is on its last attempt and ``takes_last`` is not
+        given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises ContractError.
+        """
+        terms = [cost, int(takes_last), *flat(_EXPIRED.entry())]
+        answer = self._claim(model, candidate.lane, candidate.generation_id, slot, boot, *terms)
+        if answer[0] == "expired":
+            raise Expired(candidate.generation_id)
         if answer[0] != "claimed":
             return None
-        _, run, request_json, score, cancelled, rows, channels = answer
-        request = GenerationRequest.from_json(request_json)
-        entries = [(id_, dict(zip(*[iter(fields)] * 2, strict=True))) for id_, fields in rows]
-        entries.append((f"{run}-0", {"k": "start", "by": f"{slot}:{boot}"}))
-        return Claim(
-            request=request,
-            lease=Lease(slot=slot, boot=boot, run=int(run)),
-            score=float(score),
-            is_cancelled=bool(cancelled),
-            prefix=frames.fold(generation_id, entries),
-            entries=tuple(entries),
-            channels=(*channels, *((request.watcher,) if request.watcher else ())),
-        )
+        claim = _claim_of(answer, slot, boot)
+        return replace(claim, charged=cost, served=candidate.served, is_guaranteed=candidate.is_guaranteed)
+
+    def charge(self, charges: Sequence[tuple[str, Lane, str, float, float]]) -> None:
+        """Charge users for service, or give back, in one pipeline: (model, lane, user id, weight, cost) each."""
+        if not charges:
+            return
+        pipe = self.client.pipeline(transaction=False)
+        for model, lane, user_id, weight, cost in charges:
+            self._scripts["charge"](keys=[names.wait_key(model, lane)], args=[user_id, weight, cost], client=pipe)
+        pipe.execute()
 
     def renew(self, leases: Sequence[tuple[str, Lease]]) -> list[Renewal]:
         """Renew all leases in one pipeline; each answer stands where its lease stood."""
@@ -114,8 +127,34 @@ class Store:
             names.lease_key(id_), names.wait_key(claim.request.model, claim.request.lane), names.log_key(id_),
             names.cancel_key(id_),
         ]  # fmt: skip
-        answer: str = self._scripts["hand_back"](keys=keys, args=[id_, str(claim.lease), claim.score, claim.lease.run])
+        about = str(About.of(claim.request))
+        args: list[Any] = [id_, str(claim.lease), claim.score, claim.lease.run, about]
+        answer: str = self._scripts["hand_back"](keys=keys, args=args)
         return answer
+
+    def _claim(self, model: str, lane: Lane, id_: str, slot: str, boot: str, *terms: Any) -> Any:
+        keys = [
+            names.wait_key(model, lane), names.request_key(id_), names.lease_key(id_), names.log_key(id_),
+            names.cancel_key(id_), names.watch_key(id_),
+        ]  # fmt: skip
+        args: list[Any] = [id_, f"{slot}:{boot}", names.LEASE_MS, names.LOG_MS, *terms]
+        return self._scripts["claim"](keys=keys, args=args)
+
+
+def _claim_of(answer: Any, slot: str, boot: str) -> Claim:
+    _, run, request_json, score, cancelled, rows, channels = answer
+    request = GenerationRequest.from_json(request_json)
+    entries = [(id_, dict(zip(*[iter(fields)] * 2, strict=True))) for id_, fields in rows]
+    entries.append((f"{run}-0", {"k": "start", "by": f"{slot}:{boot}"}))
+    return Claim(
+        request=request,
+        lease=Lease(slot=slot, boot=boot, run=int(run)),
+        score=float(score),
+        is_cancelled=bool(cancelled),
+        prefix=frames.fold(request.generation_id, entries),
+        entries=tuple(entries),
+        channels=(*channels, *((request.watcher,) if request.watcher else ())),
+    )
 
 
 def flat(fields: Mapping[str, str]) -> list[str]:

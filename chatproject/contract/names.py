@@ -58,6 +58,31 @@ def wait_key(model: str, lane: str) -> str:
     return f"wait:{model}:{lane}"
 
 
+def turns_key(model: str, lane: str) -> str:
+    """Sorted set of the users who wait in a lane; the smallest score is next (`fairness.turn_of`)."""
+    return f"turns:{model}:{lane}"
+
+
+def line_key(model: str, lane: str, user_id: str) -> str:
+    """Sorted set: what of one user's waits in a lane; members and scores as in the wait key."""
+    return f"line:{model}:{lane}:{user_id}"
+
+
+def about_key(model: str, lane: str) -> str:
+    """Hash, generation id to `fairness.About`: of all that wait in a lane."""
+    return f"about:{model}:{lane}"
+
+
+def served_key(model: str, lane: str) -> str:
+    """Sorted set of users; score = the service each has had, in weighted cost. Shared by all workers."""
+    return f"served:{model}:{lane}"
+
+
+def fair_key(model: str) -> str:
+    """Hash: `clock:<lane>`, `floor:<lane>` and `credit:<lane>` of `fairness`, and `cost`, the mean of a claim."""
+    return f"fair:{model}"
+
+
 def request_key(generation_id: str) -> str:
     """String: the GenerationRequest as JSON."""
     return f"req:{generation_id}"
@@ -115,5 +140,6 @@ MODEL_MS: Final = 24 * 3600 * 1000
 # A request and a log outlive the longest wait and the longest run; the database holds the truth afterwards.
 REQUEST_MS: Final = 24 * 3600 * 1000
 LOG_MS: Final = 24 * 3600 * 1000
+FAIR_MS: Final = 3600 * 1000  # after an hour in which nobody was served, all are equal again
 STORED_LOG_MS: Final = 10 * 60 * 1000
 WATCH_MS: Final = 60_000

@@ -2,12 +2,15 @@
 
 Each names its keys. A log's last id is the fence: an entry is only written behind the run that holds the log. A run is
 `max(Redis ms, last run + 1)`, so it grows even when the clock steps back. Tables of answers stand at each script.
+What `contract.lines` keeps beside a wait key (each user's line, and what each has had) is named after that key.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+
+from chatproject.contract.lines import LINES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,34 +71,63 @@ end
 
 
 def _script(name: str, keys: str, args: str, body: str) -> Script:
-    return Script(name=name, keys=tuple(keys.split()), args=tuple(args.split()), source=_COMMON + body)
+    # Those that run for every frame and lease know nothing of lines, and need not define them each time.
+    common = _COMMON + LINES if "lane_of(" in body else _COMMON
+    return Script(name=name, keys=tuple(keys.split()), args=tuple(args.split()), source=common + body)
 
 
+# `about` is str(fairness.About); without it the request is read for it, which takes Redis longer.
 # -> waiting | leased | ended
 ENQUEUE: Final = _script(
-    "enqueue", "req wait lease gen", "id request score request_ms",
+    "enqueue", "req wait lease gen", "id request score request_ms [about]",
     """
 local _, _, _, kind = tail(KEYS[4])
 if is_ended(kind) then return 'ended' end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then return 'leased' end
 redis.call('ZADD', KEYS[2], 'NX', ARGV[3], ARGV[1])
+line_up(lane_of(KEYS[2]), ARGV[1], redis.call('ZSCORE', KEYS[2], ARGV[1]), ARGV[5] or about_of(ARGV[2]))
 return 'waiting'
 """,
 )  # fmt: skip
 
-# -> {claimed, run, request, score, cancelled 0|1, entries before, watchers} | {gone | leased | ended | no_request}
-CLAIM: Final = _script(
-    "claim", "wait req lease gen cancel watch", "id slot:boot lease_ms log_ms",
+# What is read by a claimer that asks who waits, and by the web to tell places. Ids that wait without a line (put there
+# by an older version) are lined up, 64 at a time; lines of ids that wait no more are cleared.
+# -> {mean cost of a claim, {lane {num waiting, credit, clock, {{user, turn, served, num in line, {id, about ...}}}}}}
+LOOK: Final = _script(
+    "look", "wait ...", "num_users num_ids",
     """
+local lanes = {}
+for i, wait in ipairs(KEYS) do lanes[i] = look(lane_of(wait), tonumber(ARGV[1]), tonumber(ARGV[2])) end
+return {redis.call('HGET', lane_of(KEYS[1]).fair, 'cost') or '0', lanes}
+""",
+)  # fmt: skip
+
+# `cost` is what the generation is expected to take, charged to its user at once: many claims come before the first
+# token. `takes_last` 0 refuses one on its last attempt. With the fields of an end, one whose deadline passed before it
+# ever started is not started but ends so.
+# -> {claimed, run, request, score, cancelled 0|1, entries before, watchers}
+#    | {gone | leased | ended | no_request | last} | {expired, id of the end}
+CLAIM: Final = _script(
+    "claim", "wait req lease gen cancel watch", "id slot:boot lease_ms log_ms [cost takes_last [field value ...]]",
+    """
+local lane = lane_of(KEYS[1])
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score then return {'gone'} end
-if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('ZREM', KEYS[1], ARGV[1]) return {'leased'} end
+if redis.call('EXISTS', KEYS[3]) == 1 then step_out(lane, ARGV[1]) return {'leased'} end
 local _, last_run, _, kind = tail(KEYS[4])
-if is_ended(kind) then redis.call('ZREM', KEYS[1], ARGV[1]) return {'ended'} end
+if is_ended(kind) then step_out(lane, ARGV[1]) return {'ended'} end
 local request = redis.call('GET', KEYS[2])
 if not request then return {'no_request'} end
-redis.call('ZREM', KEYS[1], ARGV[1])
+local about = redis.call('HGET', lane.about, ARGV[1]) or about_of(request)
+local weight, attempt, expires_ms, user = parts_of(about)
+if ARGV[6] == '0' and attempt >= MAX_ATTEMPTS then return {'last'} end
+if ARGV[7] and expires_ms > 0 and last_run == 0 and next_run(0) >= expires_ms then
+  step_out(lane, ARGV[1])
+  return {'expired', write_end(KEYS[4], last_run, ARGV[4], {unpack(ARGV, 7)})}
+end
+step_out(lane, ARGV[1])
+if ARGV[5] then choose(lane, user, tonumber(ARGV[5]), weight) end
 local run = next_run(last_run)
 local entries = redis.call('XRANGE', KEYS[4], '-', '+')
 redis.call('XADD', KEYS[4], as_id(run, 0), 'k', 'start', 'by', ARGV[2])
@@ -104,6 +136,15 @@ redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('SET', KEYS[3], ARGV[2] .. ':' .. string.format('%.0f', run), 'PX', ARGV[3])
 return {'claimed', string.format('%.0f', run), request, score, redis.call('EXISTS', KEYS[5]), entries,
         redis.call('ZRANGE', KEYS[6], 0, -1)}
+""",
+)  # fmt: skip
+
+# What service really took beyond what was charged; less than nothing gives back. -> ok
+CHARGE: Final = _script(
+    "charge", "wait", "user weight cost",
+    """
+charge(lane_of(KEYS[1]), ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[2]))
+return 'ok'
 """,
 )  # fmt: skip
 
@@ -149,13 +190,15 @@ return 'ok'
 
 # -> waiting | lost | cancelled
 HAND_BACK: Final = _script(
-    "hand_back", "lease wait gen cancel", "id lease score run",
+    "hand_back", "lease wait gen cancel", "id lease score run [about]",
     """
 local _, last_run, _, kind = tail(KEYS[3])
 if redis.call('GET', KEYS[1]) ~= ARGV[2] or last_run > tonumber(ARGV[4]) or is_ended(kind) then return 'lost' end
 if redis.call('EXISTS', KEYS[4]) == 1 then return 'cancelled' end
 redis.call('DEL', KEYS[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+local about = ARGV[5] or about_of(redis.call('GET', 'req:' .. ARGV[1]))
+line_up(lane_of(KEYS[2]), ARGV[1], ARGV[3], about)
 return 'waiting'
 """,
 )  # fmt: skip
@@ -179,7 +222,7 @@ END: Final = _script(
 local _, last_run, _, kind = tail(KEYS[1])
 if is_ended(kind) then return 'ended' end
 if redis.call('EXISTS', KEYS[2]) == 1 then return 'leased' end
-redis.call('ZREM', KEYS[3], ARGV[1])
+step_out(lane_of(KEYS[3]), ARGV[1])
 return write_end(KEYS[1], last_run, ARGV[2], {unpack(ARGV, 3)})
 """,
 )  # fmt: skip
@@ -190,7 +233,7 @@ CANCEL: Final = _script(
     """
 local _, last_run, _, kind = tail(KEYS[2])
 if is_ended(kind) then return {'ended'} end
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+if step_out(lane_of(KEYS[1]), ARGV[1]) == 1 then
   return {'written', write_end(KEYS[2], last_run, ARGV[2], {unpack(ARGV, 3)})}
 end
 redis.call('SET', KEYS[3], '1', 'PX', ARGV[2])
@@ -210,9 +253,9 @@ if last ~= '' and kind ~= 'stored' then
 end
 local channels = redis.call('ZRANGE', KEYS[5], 0, -1)
 redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5])
-redis.call('ZREM', KEYS[6], ARGV[1])
+step_out(lane_of(KEYS[6]), ARGV[1])
 return channels
 """,
 )  # fmt: skip
 
-ALL: Final = (ENQUEUE, CLAIM, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)
+ALL: Final = (ENQUEUE, LOOK, CLAIM, CHARGE, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)

@@ -13,6 +13,7 @@ from redis.commands.core import Script as BoundScript
 
 from chatproject import redis_client
 from chatproject.contract import names, scripts
+from chatproject.contract.fairness import About
 from chatproject.contract.frames import End
 from chatproject.contract.messages import Control, GenerationRequest
 
@@ -38,7 +39,9 @@ def enqueue(request: GenerationRequest) -> Literal["waiting", "leased", "ended"]
         names.request_key(id_), names.wait_key(request.model, request.lane), names.lease_key(id_), names.log_key(id_)
     ]  # fmt: skip
     answer: Literal["waiting", "leased", "ended"] = _call(
-        scripts.ENQUEUE, keys, [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS]
+        scripts.ENQUEUE,
+        keys,
+        [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS, str(About.of(request))],
     )
     return answer
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from workers.engine.block_manager import BlockManager
-from workers.engine.fairness import INPUT_COST, MINIMUM_SHARES, OUTPUT_COST, FairQueue, LaneShares
+from workers.engine.fairness import MINIMUM_SHARES, FairQueue, LaneShares
 from workers.engine.sequence import Sequence, State
 
 # Blocks that stay free per running sequence when another is taken in. Of 1, 2, 4 and 8, two needed the fewest steps for
@@ -66,6 +66,12 @@ class Scheduler:
             self._blocks.release(seq)
         seq.state = State.ENDED
 
+    def limit(self, *, max_rows: int, step_tokens: int) -> None:
+        """Make the next steps at most this large; what runs beyond gives up its blocks and waits, the newest first."""
+        self._max_rows, self._step_tokens = max_rows, step_tokens
+        while len(self._running) > max_rows:
+            self._preempt(self._running[-1])
+
     def plan(self) -> list[Part]:
         """Return the parts of the next step: every sequence that decodes, then as much prefill as the budget leaves."""
         block_tokens = self._blocks.block_tokens
@@ -98,7 +104,7 @@ class Scheduler:
         if computed // self._blocks.block_tokens > seq.num_committed:
             self._blocks.commit(seq)
         if computed == len(seq.tokens):
-            self._lanes[seq.priority].counter.charge(seq.user_id, OUTPUT_COST, seq.weight)
+            self._lanes[seq.priority].served_token(seq)
 
     def _lane(self, seq: Sequence) -> FairQueue:
         lane = self._lanes.get(seq.priority)
@@ -167,16 +173,13 @@ class Scheduler:
         return self._fits(seq)
 
     def _start(self, seq: Sequence) -> None:
-        lane = self._lanes[seq.priority]
-        lane.remove(seq)
         self.num_waiting -= 1
         self._blocks.allocate(seq)
+        self._lanes[seq.priority].start(seq)
         seq.state = State.RUNNING
         if not seq.has_started:
-            # What a preemption makes it compute again is our cost, not the user's.
             seq.has_started = True
             seq.num_cached = seq.num_computed
-            lane.counter.charge(seq.user_id, INPUT_COST * seq.num_pending, seq.weight)
         insort(self._running, seq, key=_rank)
 
     def _account(self, parts: list[Part]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.engine.harness import World
-from workers.engine.fairness import VirtualTokenCounter
 
 
 def _jain(values: list[float]) -> float:
@@ -69,26 +68,7 @@ def test_backlogged_users_never_part_by_more_than_the_bound() -> None:
     (lane,) = world.engine._scheduler._lanes.values()
     for _ in range(400):
         world.engine.step()
-        assert abs(lane.counter.served["alice"] - lane.counter.served["bob"]) <= bound
-
-
-def test_who_was_away_is_not_owed_for_it() -> None:
-    counter = VirtualTokenCounter()
-    counter.lift("alice", ())
-    counter.charge("alice", 1000, 1.0)
-    counter.lift("bob", {"alice"})
-    assert counter.served["bob"] == 1000
-
-
-def test_counters_of_users_who_are_gone_are_forgotten() -> None:
-    counter = VirtualTokenCounter()
-    counter.lift("alice", ())
-    for index in range(5_000):
-        counter.charge("alice", 10, 1.0)
-        counter.lift(f"guest{index}", {"alice"})
-        counter.left(f"guest{index}")
-    assert len(counter.served) < 2_000
-    assert counter.served["alice"] == 50_000
+        assert abs(lane.users.served["alice"] - lane.users.served["bob"]) <= bound
 
 
 def test_a_lower_lane_gets_its_minimum_share_under_endless_load_from_above() -> None:
@@ -114,8 +94,8 @@ def test_between_equals_the_one_whose_prefix_is_cached_goes_first() -> None:
     world.add("bob-turn1", range(40), 4, user_id="bob")
     world.add("alice-turn1", range(40), 4, user_id="alice", arrived_ms=1)
     world.run()
-    counter = world.engine._scheduler._lanes[3].counter
-    counter.served = dict.fromkeys(("alice", "bob", "charlie"), 100.0)
+    users = world.engine._scheduler._lanes[3].users
+    users.served, users.floor = dict.fromkeys(("alice", "bob", "charlie"), 100.0), 100.0
     for index, user in enumerate(("charlie", "bob", "alice")):
         world.add(
             f"{user}-turn2", [*range(40), 1] if user == "alice" else [7, *range(40)], 1, user_id=user, arrived_ms=index

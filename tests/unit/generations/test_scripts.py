@@ -7,12 +7,13 @@ import uuid
 import pytest
 import redis
 
-from chatproject.contract import frames, names
+from chatproject.contract import fairness, frames, names
 from chatproject.contract.errors import Failure, FinishReason
+from chatproject.contract.fairness import About, candidates
 from chatproject.contract.frames import End, Frame
 from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
 from chatproject.contract.names import Lane
-from chatproject.generations import scripts
+from chatproject.generations import scripts, sweeper
 from workers.store import Claim, Store
 
 pytestmark = pytest.mark.needs("redis")
@@ -61,13 +62,15 @@ def test_one_of_two_workers_gets_a_waiting_generation(store: Store) -> None:
     assert claim(store, asked, "w2") is None
 
 
-def test_heads_come_lane_by_lane_and_oldest_first(store: Store) -> None:
+def test_a_look_sees_lane_by_lane_and_a_users_oldest_first(store: Store) -> None:
     late, early, vip = request(5), request(2), request(9, Lane.VIP)
     for asked in (late, early, vip):
         scripts.enqueue(asked)
-    assert [id_ for _, id_ in store.heads("demo", count=8)] == [
+    found = candidates(store.look("demo", num_users=4, num_ids=2), lambda lane, about: 100.0)
+    assert [candidate.generation_id for candidate in found] == [
         vip.generation_id, early.generation_id, late.generation_id,
     ]  # fmt: skip
+    assert found[0].about == About.of(vip)
 
 
 def test_an_older_run_cannot_write_after_a_newer_was_claimed(store: Store, server: redis.Redis) -> None:
@@ -185,7 +188,10 @@ def test_after_it_is_stored_nothing_without_expiry_is_left(store: Store, server:
     server.zadd(names.watch_key(asked.generation_id), {"chat.web.1": 1})
     channels = scripts.stored(generation_id=asked.generation_id, model="demo", lane="interactive", end=DONE)
     assert channels == ["chat.web.1"]
-    assert server.keys("*") == [names.log_key(asked.generation_id)]
+    # Beside the log only what its user has had, so that the next turn is fair; all with an expiry.
+    fair = {names.served_key("demo", "interactive"), names.fair_key("demo")}
+    assert set(server.keys("*")) == {names.log_key(asked.generation_id), *fair}
+    assert all(server.pttl(key) > 0 for key in fair)
     assert 0 < server.pttl(names.log_key(asked.generation_id)) <= names.STORED_LOG_MS
     assert log_of(server, asked).is_stored
     assert store.renew([(asked.generation_id, held.lease)])[0].verdict == "stored"
@@ -198,3 +204,7 @@ def test_a_generation_without_its_request_stays_for_the_sweeper(store: Store, se
     server.delete(names.request_key(asked.generation_id))
     assert claim(store, asked) is None
     assert server.zcard(names.wait_key("demo", "interactive")) == 1
+
+
+def test_both_sides_mean_the_same_attempt_by_the_last() -> None:
+    assert sweeper.MAX_ATTEMPTS == fairness.MAX_ATTEMPTS
