@@ -33,6 +33,10 @@ VARIABLES: Final[dict[str, Variable]] = {
     "PORT": Variable(default="8000", purpose="port of the first web process; the next take PORT + 1, ..."),
     "WEBS": Variable(default="1", purpose="web processes"),
     "WORKERS": Variable(default="1", purpose="workers, each one engine; 0 is allowed"),
+    "WORKER_SPARE": Variable(
+        default="1",
+        purpose="1: `make run` keeps an idle process that takes a dead worker's place at once, for its memory",
+    ),
     "FLOWER_PORT": Variable(default="5555", purpose="port of Flower, on loopback"),
     "SECRET_KEY": Variable(
         default="", purpose="Django's secret; `make run` makes one in var/ when empty", is_secret=True

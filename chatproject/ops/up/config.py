@@ -25,6 +25,7 @@ class Config:
     webs: int
     workers: int
     slots: int  # generations one worker runs at once
+    has_spare: bool  # keep an imported process for the worker that dies
     flower_port: int
     redis_url: str  # empty: find or start one
     database_url: str  # empty: SQLite in var/
@@ -50,6 +51,7 @@ class Config:
             port=_port(values, "PORT"),
             webs=env.integer(values, "WEBS", least=1),
             workers=env.integer(values, "WORKERS"),
+            has_spare=values["WORKER_SPARE"] == "1",
             slots=env.integer(values, "CHAT_SLOTS", least=1),
             flower_port=_port(values, "FLOWER_PORT"),
             redis_url=values["REDIS_URL"],

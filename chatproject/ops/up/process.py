@@ -6,15 +6,16 @@ supervisor alone and the order of stopping is ours; and it dies with the supervi
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+
+from chatproject.ops.up.parent_death import die_with_parent
+from chatproject.ops.up.spare import Spare
 
 Role = Literal["redis", "web", "worker", "records", "flower"]
 
@@ -23,8 +24,6 @@ LONGEST_DELAY_S: Final = 30.0
 STEADY_S: Final = 60.0  # up for so long: the next end starts the back-off from the beginning
 _MANY: Final = 10
 _LOG_BYTES: Final = 20 * 1024 * 1024
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +49,7 @@ class Spec:
     is_essential: bool = True  # start fails without it; a worker may come later
     # Called when it has ended, before it is started again; must return within a second or two and never raise.
     on_end: Callable[[], object] = lambda: None
+    spare: Spare | None = None  # may take the place of one that died; runs the command's arguments from the third on
     # Redis is let write its log to the end; the others hold nothing that is not in Redis or the database.
     death_signal: signal.Signals = signal.SIGKILL
 
@@ -75,6 +75,10 @@ class Process:
     def start(self, now: float) -> None:
         """Start the child."""
         rotate(self.spec.log)
+        self.started_at, self.retry_at, self.is_ready = now, None, False
+        self._popen = self._take_spare()
+        if self._popen is not None:
+            return
         descriptor = os.open(self.spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._popen = subprocess.Popen(
@@ -85,11 +89,16 @@ class Process:
                 stdout=descriptor,
                 stderr=descriptor,
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid(), self.spec.death_signal),
+                preexec_fn=die_with_parent(self.spec.death_signal),
             )
         finally:
             os.close(descriptor)
-        self.started_at, self.retry_at, self.is_ready = now, None, False
+
+    def _take_spare(self) -> subprocess.Popen[bytes] | None:
+        spec = self.spec
+        if spec.spare is None:
+            return None
+        return spec.spare.take(arguments=spec.command[3:], environment=spec.environment, log=spec.log)
 
     def ended(self, now: float) -> int | None:
         """Return the exit status when the child has ended since the last look, and plan the next start."""
@@ -148,14 +157,3 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         return
-
-
-def _die_with(parent: int, number: signal.Signals) -> Callable[[], None]:
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, number)
-        # The parent may have died before the line above.
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare

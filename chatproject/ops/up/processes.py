@@ -9,6 +9,7 @@ from pathlib import Path
 from chatproject.ops.up import lost_leases, probes
 from chatproject.ops.up.config import Config
 from chatproject.ops.up.process import Spec
+from chatproject.ops.up.spare import Spare
 
 # Four times the promised frame size: over its own limit daphne closes the socket without a word, up to it the chat
 # socket refuses in words (chat.protocol.MAX_FRAME_BYTES).
@@ -62,10 +63,12 @@ def _webs(config: Config, redis_url: str) -> list[Spec]:
 def _workers(config: Config, redis_url: str) -> list[Spec]:
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     found = []
+    # Celery reads the name of its pool when it is imported.
+    common = config.worker_environment(redis_url) | {"CELERY_CUSTOM_WORKER_POOL": "workers.pool:EnginePool"}
+    spare = _spare(config, common) if config.workers and config.has_spare else None
     for number in range(1, config.workers + 1):
         slot = f"w{number}"
-        environment = config.worker_environment(redis_url)
-        environment |= {"CHAT_SLOT": slot, "CELERY_CUSTOM_WORKER_POOL": "workers.pool:EnginePool"}
+        environment = common | {"CHAT_SLOT": slot}
         if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in environment:
             environment["CUDA_VISIBLE_DEVICES"] = str((number - 1) % gpus)
         command = [*_celery("workers.app"), "worker", "--pool=custom", "-c", str(config.slots), *_QUIET]
@@ -80,10 +83,16 @@ def _workers(config: Config, redis_url: str) -> list[Spec]:
                 probe=probes.worker_ready(redis_url, slot),
                 grace_s=float(environment.get("CHAT_GRACE_S") or 8) + 30,
                 is_essential=False,
+                spare=spare,
                 on_end=functools.partial(lost_leases.mark, redis_url, slot),
             )
         )
     return found
+
+
+def _spare(config: Config, environment: dict[str, str]) -> Spare:
+    command = (sys.executable, "-m", "workers.spare")
+    return Spare(command=command, environment=environment, directory=config.root, log=_log(config, "worker-spare"))
 
 
 def _records(config: Config, redis_url: str) -> Spec:

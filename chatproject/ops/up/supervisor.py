@@ -75,11 +75,17 @@ class Supervisor:
         self._on_change = on_change
         while not self._signals.count:
             self._look()
+            if not self.not_ready():
+                for spare in {process.spec.spare for process in self._processes if process.spec.spare is not None}:
+                    spare.ensure()  # not before: it would slow down what people wait for
             self._signals.wait(self._pause_s())
 
     def stop(self) -> None:
         """Stop all, role by role; one that outlives its grace is killed. A second signal kills at once."""
         self._on_change = lambda: None
+        for process in self._processes:
+            if process.spec.spare is not None:
+                process.spec.spare.stop()
         for role in STOP_ORDER:
             members = [process for process in self._processes if process.spec.role == role]
             if any(not process.is_gone() for process in members):
