@@ -20,6 +20,7 @@ from workers.store import AWAY
 
 log = logging.getLogger(__name__)
 LOOK_S: Final = 0.1
+ROOM_S: Final = 0.02  # a look costs one EXISTS; a VIP's first token waits for it when all are full
 RING_S: Final = 1.0
 CHARGE_S: Final = 0.5
 SETTLE_S: Final = 4.0
@@ -45,10 +46,11 @@ class Doorman(bootsteps.StartStopStep):
     requires = tuple("celery.worker.consumer." + step for step in ("tasks:Tasks", "control:Control", "heart:Heart"))
 
     def start(self, c: Any) -> None:
-        """Look every 100 ms, charge every half second, ring every second."""
+        """Make room every 20 ms, look every 100, charge every half second, ring every second."""
         self.is_draining = False
         self.timers = [
             c.timer.call_repeatedly(LOOK_S, self._guarded, (self._look, c)),
+            c.timer.call_repeatedly(ROOM_S, self._guarded, (self._make_room, c)),
             c.timer.call_repeatedly(RING_S, self._guarded, (self._ring, c)),
             c.timer.call_repeatedly(CHARGE_S, self._guarded, (self._charge, c)),
         ]
@@ -76,17 +78,17 @@ class Doorman(bootsteps.StartStopStep):
             c.add_task_queue(queue, no_ack=True)
         for queue in opened - wanted:
             c.cancel_task_queue(queue)
-        if c.pool.num_free <= 0:
-            self._make_room(c)
 
     def _make_room(self, c: Any) -> None:
         """Hand back the newest of the lowest lane when someone waits in a higher one."""
         pool, runtime = c.pool, c.pool.runtime
         jobs = [job for job in pool.jobs.values() if not job.claim.is_guaranteed]
-        if not jobs:
+        if not jobs or pool.num_free > 0 or self.is_draining:
             return
         newest = max(jobs, key=lambda job: (PRIORITY[job.claim.request.lane], job.started))
         rank = PRIORITY[newest.claim.request.lane]
+        if not runtime.store.waits_in(runtime.config.slug, [lane for lane in names.LANES if PRIORITY[lane] < rank]):
+            return
         found = candidates(
             runtime.store.look(runtime.config.slug, num_users=2, num_ids=1), runtime.charges.expected_cost,
             takes_last=not pool.holds_last_attempt,

@@ -15,7 +15,7 @@ from chatproject.contract.names import LANES, Lane
 from workers.store import AWAY, Claim, Store
 
 FIRST_GUESS_TOKENS: Final = 64.0
-LEARNING_RATE: Final = 0.1  # weight of the newest answer in the mean length
+LEARNING_RATE: Final = 0.1  # weight of the newest answer in the mean length, once ten are known
 MODEST: Final = 1.0  # cost that is not worth a round trip
 
 User = tuple[str, Lane, str, float]  # model, lane, user id, weight
@@ -29,18 +29,30 @@ class _Service:
     num_output: int = 0
 
 
+class _MeanLength:
+    """Mean length of a lane's answers: of all, then of about the last ten."""
+
+    def __init__(self) -> None:
+        self.tokens = FIRST_GUESS_TOKENS
+        self._num_seen = 0
+
+    def learn(self, num_tokens: int) -> None:
+        self._num_seen += 1
+        self.tokens += max(LEARNING_RATE, 1 / self._num_seen) * (num_tokens - self.tokens)
+
+
 class Charges:
     """Thread-safe; `took` is called by the engine thread alone."""
 
     def __init__(self) -> None:
-        self._output_tokens = dict.fromkeys(LANES, FIRST_GUESS_TOKENS)  # mean length of an answer
+        self._lengths = {lane: _MeanLength() for lane in LANES}
         self._lock = threading.Lock()
         self._running: dict[str, _Service] = {}
         self._due: dict[User, float] = {}
 
     def expected_cost(self, lane: Lane, about: About) -> float:
         """Return what to charge at the claim: right on average in each lane, or its minimum share would not be."""
-        return INPUT_COST * about.num_bytes / BYTES_PER_TOKEN + OUTPUT_COST * self._output_tokens[lane]
+        return INPUT_COST * about.num_bytes / BYTES_PER_TOKEN + OUTPUT_COST * self._lengths[lane].tokens
 
     def begin(self, sequence_id: str, claim: Claim, num_prompt: int) -> None:
         """Count a sequence that goes to the engine. A prompt was paid for by the run that gave its first token."""
@@ -62,8 +74,7 @@ class Charges:
             if service is None:
                 return
             if is_complete:
-                lane = service.user[1]
-                self._output_tokens[lane] += LEARNING_RATE * (service.num_output - self._output_tokens[lane])
+                self._lengths[service.user[1]].learn(service.num_output)
             self._owe(service.user, (service.cost if service.num_output else 0.0) - service.charged)
 
     def give_back(self, claim: Claim) -> None:

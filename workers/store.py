@@ -65,6 +65,10 @@ class Store:
         _, lanes = waiting_lanes(self._scripts["look"](keys=keys, args=[num_users, num_ids]))
         return lanes
 
+    def waits_in(self, model: str, lanes: Sequence[Lane]) -> bool:
+        """Say whether anybody waits in one of these lanes."""
+        return bool(lanes) and bool(self.client.exists(*(names.wait_key(model, lane) for lane in lanes)))
+
     def claim(self, *, model: str, lane: Lane, generation_id: str, slot: str, boot: str) -> Claim | None:
         """Take a generation out of the queue. None when another was first, or it may not run. Raises ContractError."""
         answer = self._claim(model, lane, generation_id, slot, boot)
