@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
 import struct
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chatproject.contract.messages import Turn
-from workers.engine.interfaces import BLOCK_TOKENS, Piece, Row, RowResult
+from workers.engine.interfaces import BLOCK_TOKENS, Logprob, Piece, Row, RowResult
 from workers.errors import RequestRejected
 
 _BYTES_PER_TOKEN: Final = 4
@@ -61,7 +62,19 @@ class FakeRunner:
             self._sleep(self._step_s)
         for row in rows:
             self._write(row)
-        return [RowResult(token=self._next(row) if row.sampling is not None else None) for row in rows]
+        return [self._result(row) for row in rows]
+
+    def _result(self, row: Row) -> RowResult:
+        if row.sampling is None:
+            return RowResult()
+        token, num_top = self._next(row), row.sampling.logprobs
+        if num_top is None:
+            return RowResult(token=token)
+        # It finds each token half as likely as the one before it.
+        top = tuple(
+            (_FIRST_WORD + (token - _FIRST_WORD + k) % NUM_WORDS, -math.log(2) * (k + 1)) for k in range(num_top)
+        )
+        return RowResult(token=token, logprob=Logprob(token, -math.log(2), top))
 
     def _write(self, row: Row) -> None:
         for position, token in enumerate(row.tokens, row.start):
@@ -143,6 +156,10 @@ class FakeTextStream:
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return Piece(text=text)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token by itself."""
+        return word_of(token).encode()
 
     def flush(self) -> str:
         """Return what was held back; it has become no stop string."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from chatproject.contract import frames as wire
 from chatproject.contract.errors import FAILURE_TEXT, Failure, FinishReason
-from chatproject.contract.frames import End, Frame
+from chatproject.contract.frames import End, Frame, TokenLogprob
 from chatproject.contract.messages import Usage
 from workers.engine.interfaces import Finish, StepOutput
 from workers.store import Claim, Entry
@@ -42,6 +42,7 @@ class ActiveGeneration:
         self._text: list[str] = [claim.prefix.text]
         self._pending_text: list[str] = []
         self._pending_tokens: list[int] = []
+        self._pending_logprobs: list[TokenLogprob] = []
         if self._seq == 0:
             self._frame(Frame(generation_id=self.id, run=self.run, seq=1, kind="started"))
 
@@ -64,6 +65,7 @@ class ActiveGeneration:
     def take(self, output: StepOutput) -> None:
         """Take what one step gave; `cut` makes a frame of it."""
         self._pending_tokens.extend(output.tokens)
+        self._pending_logprobs.extend(output.logprobs)
         if output.text:
             self._pending_text.append(output.text)
         if output.finish is not None:
@@ -77,9 +79,9 @@ class ActiveGeneration:
             return  # tokens whose text is still held back go with the next text
         frame = Frame(
             generation_id=self.id, run=self.run, seq=self._seq + 1, kind="delta", at=self._characters, text=text,
-            tokens=tuple(self._pending_tokens),
+            tokens=tuple(self._pending_tokens), logprobs=tuple(self._pending_logprobs),
         )  # fmt: skip
-        self._pending_text, self._pending_tokens = [], []
+        self._pending_text, self._pending_tokens, self._pending_logprobs = [], [], []
         self._characters += len(text)
         self._text.append(text)
         self._frame(frame)
@@ -123,7 +125,7 @@ class ActiveGeneration:
 
     def _end(self, end: End) -> None:
         if self._pending_tokens:  # held back by a stop string that has come true: charged, never shown
-            self._pending_tokens = []
+            self._pending_tokens, self._pending_logprobs = [], []
         self.end = replace(end, sha256=wire.answer_sha256("".join(self._text)))
         self._frame(
             Frame(generation_id=self.id, run=self.run, seq=self._seq + 1, kind="end", at=self._characters, end=self.end)

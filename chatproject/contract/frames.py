@@ -7,6 +7,7 @@ from then on, the log read from its start is the answer: no entry of an older ru
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,6 +16,30 @@ from chatproject.contract.errors import ContractError, Failure, FinishReason
 from chatproject.contract.messages import Usage
 
 CHANNEL_MESSAGE_TYPE: Final = "generation.frames"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token, and those it found likeliest, best first. Natural logarithms.
+
+    A token is its bytes: a character may be spread over several tokens.
+    """
+
+    piece: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+    def wire(self) -> list[Any]:
+        """Return it as JSON can carry it, each byte as the character of that number."""
+        return [self.piece.decode("latin-1"), self.logprob, [[piece.decode("latin-1"), x] for piece, x in self.top]]
+
+    @classmethod
+    def from_wire(cls, fields: Sequence[Any]) -> TokenLogprob:
+        """Read what `wire` returned. Raises ValueError, TypeError and AttributeError for anything else."""
+        piece, logprob, top = fields
+        return cls(
+            piece.encode("latin-1"), float(logprob), tuple((other.encode("latin-1"), float(x)) for other, x in top)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +58,7 @@ class Frame:
     text: str = ""  # complete UTF-8, one or more tokens; empty for started and end
     tokens: tuple[int, ...] = ()  # ids behind ``text``, and those it still holds back; only in the log
     end: End | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each of ``tokens``, when the request asked for them
 
     def entry(self) -> dict[str, str]:
         """Return the fields of the log entry."""
@@ -41,14 +67,17 @@ class Frame:
             fields["t"] = self.text
         if self.tokens:
             fields["n"] = ",".join(map(str, self.tokens))
+        if self.logprobs:
+            fields["lp"] = json.dumps([item.wire() for item in self.logprobs], separators=(",", ":"))
         if self.end is not None:
             fields.update(self.end.entry())
         return fields
 
     def wire(self) -> list[Any]:
-        """Return the frame for the channel layer: a flat list, without token ids."""
+        """Return the frame for the channel layer: a flat list, without token ids; logprobs last where there are any."""
         end = self.end.entry() if self.end is not None else None
-        return [self.generation_id, self.run, self.seq, self.kind, self.at, self.text, end]
+        wire = [self.generation_id, self.run, self.seq, self.kind, self.at, self.text, end]
+        return [*wire, [item.wire() for item in self.logprobs]] if self.logprobs else wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +164,7 @@ def fold(generation_id: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
         frame = Frame(
             generation_id=generation_id, run=entry_run, seq=seq, kind=kind,  # type: ignore[arg-type]
             at=int(fields.get("at") or 0), text=fields.get("t", ""), tokens=ids, end=end,
+            logprobs=_logprobs(fields.get("lp"), entry_id),
         )  # fmt: skip
         if frame.at != length and kind == "delta":
             raise ContractError(f"log of {generation_id}: {entry_id} starts at {frame.at}, not {length}")
@@ -146,6 +176,15 @@ def fold(generation_id: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
         run=run, seq=seq, text="".join(text), tokens=tuple(tokens), frames=tuple(frames),
         end=end, end_seq=end_seq, is_stored=stored,
     )  # fmt: skip
+
+
+def _logprobs(text: str | None, entry_id: str) -> tuple[TokenLogprob, ...]:
+    if not text:
+        return ()
+    try:
+        return tuple(TokenLogprob.from_wire(item) for item in json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ContractError(f"the logprobs of entry {entry_id} cannot be read: {error}") from error
 
 
 def parse_entry_id(entry_id: str) -> tuple[int, int]:
@@ -178,8 +217,9 @@ def frames_of_message(message: Mapping[str, Any]) -> list[Frame]:
                 at=at,
                 text=text,
                 end=End.from_entry(end) if end is not None else None,
+                logprobs=tuple(TokenLogprob.from_wire(item) for logprobs in more for item in logprobs),
             )
-            for id_, run, seq, kind, at, text, end in message["frames"]
+            for id_, run, seq, kind, at, text, end, *more in message["frames"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ContractError(f"not a frame message: {error}") from error

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chatproject.contract.errors import FAILURE_TEXT, Failure
+from chatproject.contract.frames import TokenLogprob
 from workers.engine.block_manager import BlockManager
 from workers.engine.interfaces import (
     BLOCK_TOKENS,
     EngineStats,
     Finish,
     Listener,
+    Logprob,
     ModelRunner,
     Row,
     RowResult,
@@ -27,7 +29,8 @@ from workers.engine.interfaces import (
 )
 from workers.engine.scheduler import Part, Scheduler
 from workers.engine.sequence import Sequence as EngineSequence
-from workers.errors import FatalEngineError, RequestRejected
+from workers.engine.step_size import StepSize
+from workers.errors import FatalEngineError, OutOfMemory, RequestRejected
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ class Engine:
         self._clock = clock
         self._blocks = BlockManager(runner.num_blocks, BLOCK_TOKENS)
         self._scheduler = Scheduler(self._blocks, max_rows=runner.max_rows, step_tokens=step_tokens)
+        self._size = StepSize(max_rows=runner.max_rows, step_tokens=step_tokens, least_tokens=BLOCK_TOKENS)
         self._answers: dict[str, _Answer] = {}
         self._outputs: list[StepOutput] = []  # not told yet
         self._num_added = 0
@@ -95,6 +99,7 @@ class Engine:
             tokens=[*request.prompt, *request.prefix],
             num_prompt=len(request.prompt),
             sampling=request.sampling,
+            is_penalised=request.sampling.is_penalised,
             user_id=request.user_id,
             priority=request.priority,
             weight=max(request.weight, 1e-3),
@@ -141,14 +146,22 @@ class Engine:
             assert not self._scheduler.num_waiting, "sequences wait, and none can start"
             return had_outputs
         rows = [self._row(seq, num_tokens) for seq, num_tokens in parts]
-        results = self._compute(rows)
+        try:
+            results = self._compute(rows)
+        except OutOfMemory:
+            results = None
         self._steps += 1
         now_s = self._clock()
         # From the last mark, so that what lies between two steps is paid for too.
         elapsed_s, self._mark_s = now_s - self._mark_s, now_s
         self._busy_s += elapsed_s
         per_token_s = elapsed_s / sum(num_tokens for _, num_tokens in parts)
-        self._take(parts, results, per_token_s, now_s)
+        if results is None:
+            self._shrink(parts, per_token_s, now_s)
+        else:
+            self._take(parts, results, per_token_s, now_s)
+            if self._size.succeed():
+                self._scheduler.limit(max_rows=self._size.rows, step_tokens=self._size.tokens)
         self._tell()
         return True
 
@@ -196,6 +209,8 @@ class Engine:
             start=start,
             block_table=seq.table,
             sampling=seq.sampling if is_last else None,
+            history=seq.tokens if is_last and seq.is_penalised else None,
+            num_prompt=seq.num_prompt,
         )
 
     def _compute(self, rows: list[Row]) -> Sequence[RowResult]:
@@ -208,13 +223,25 @@ class Engine:
             if len(results) == len(rows):
                 return results
             log.error("The runner gave %d results for %d rows.", len(results), len(rows))
-        except FatalEngineError:
+        except (FatalEngineError, OutOfMemory):
             raise
         except Exception:
             log.exception("The runner failed on %s.", rows[0].sequence_id if len(rows) == 1 else f"{len(rows)} rows")
         if len(rows) == 1:
             return [_FAILED]
         return [self._compute([row])[0] for row in rows]
+
+    def _shrink(self, parts: list[Part], per_token_s: float, now_s: float) -> None:
+        """Go on with smaller steps after one that did not fit the memory; the sequences keep their tokens."""
+        for seq, num_tokens in parts:
+            self._answers[seq.sequence_id].engine_s += num_tokens * per_token_s
+        if self._size.shrink(len(parts), sum(num_tokens for _, num_tokens in parts)):
+            log.warning("Out of memory with %d rows; now at most %d.", len(parts), self._size.rows)
+            self._scheduler.limit(max_rows=self._size.rows, step_tokens=self._size.tokens)
+            return
+        log.error("Out of memory with a single row.")
+        for seq, _ in parts:
+            self._finish(self._answers[seq.sequence_id], "failed", failure=Failure.ENGINE_ERROR, now_s=now_s)
 
     def _take(self, parts: list[Part], results: Sequence[RowResult], per_token_s: float, now_s: float) -> None:
         # Per row and step this is what an answer costs beside the model: about 10 us, so it calls little.
@@ -243,27 +270,29 @@ class Engine:
                 continue
             seq.tokens.append(token)
             num_tokens_taken += 1
-            self._say(answer, token, now_s)
+            self._say(answer, token, result.logprob, now_s)
         self._completion_tokens += num_tokens_taken
         if num_decodes:
             self._decode_steps += 1
             self._decode_rows += num_decodes
 
-    def _say(self, answer: _Answer, token: int, now_s: float) -> None:
+    def _say(self, answer: _Answer, token: int, logprob: Logprob | None, now_s: float) -> None:
         """Turn the newest token into text, and end the answer when this was its last."""
         seq = answer.seq
         try:
             piece = answer.text.push(token)
+            told = () if logprob is None else (_told(logprob, answer.text),)
         except Exception:
             log.exception("The text of %s failed.", seq.sequence_id)
             self._finish(answer, "failed", tokens=(token,), failure=Failure.ENGINE_ERROR, is_mute=True, now_s=now_s)
             return
         if piece.is_stopped:
-            self._finish(answer, "stop", tokens=(token,), text=piece.text, is_mute=True, now_s=now_s)
+            self._finish(answer, "stop", tokens=(token,), text=piece.text, logprobs=told, is_mute=True, now_s=now_s)
         elif len(seq.tokens) >= answer.end:
-            self._finish(answer, "length", tokens=(token,), text=piece.text, now_s=now_s)
+            self._finish(answer, "length", tokens=(token,), text=piece.text, logprobs=told, now_s=now_s)
         else:
-            self._outputs.append(StepOutput(sequence_id=seq.sequence_id, tokens=(token,), text=piece.text))
+            output = StepOutput(sequence_id=seq.sequence_id, tokens=(token,), text=piece.text, logprobs=told)
+            self._outputs.append(output)
 
     def _finish(
         self,
@@ -273,6 +302,7 @@ class Engine:
         now_s: float,
         tokens: tuple[int, ...] = (),
         text: str = "",
+        logprobs: tuple[TokenLogprob, ...] = (),
         failure: Failure | None = None,
         is_mute: bool = False,  # the text stream has nothing more to say
     ) -> None:
@@ -297,4 +327,17 @@ class Engine:
             prefill_s=(now_s if first_s is None else first_s) - answer.added_s,
             decode_s=0.0 if first_s is None else now_s - first_s,
         )
-        self._outputs.append(StepOutput(sequence_id=seq.sequence_id, tokens=tokens, text=text, finish=finish))
+        self._outputs.append(
+            StepOutput(sequence_id=seq.sequence_id, tokens=tokens, text=text, finish=finish, logprobs=logprobs)
+        )
+
+
+def _told(logprob: Logprob, text: TextStream) -> TokenLogprob:
+    """Return a logprob for those who know no vocabulary."""
+    bytes_of = getattr(text, "bytes_of", _number)
+    top = tuple((bytes_of(token), value) for token, value in logprob.top)
+    return TokenLogprob(bytes_of(logprob.token), logprob.logprob, top)
+
+
+def _number(token: int) -> bytes:
+    return f"<{token}>".encode()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from chatproject.contract.errors import Failure
-from chatproject.contract.messages import SamplingParams
+from chatproject.contract.frames import TokenLogprob
+from chatproject.contract.messages import MAX_LOGIT_BIAS, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
 
 BLOCK_TOKENS = 16  # tokens per KV block
 _TOKEN_END = 2**31  # ids from here on are of no vocabulary
@@ -27,6 +28,19 @@ class Row:
     start: int  # position of tokens[0] = tokens whose keys and values are in the cache
     block_table: tuple[int, ...]  # physical blocks, covering at least start + len(tokens) positions
     sampling: SamplingParams | None  # None: a chunk of prefill that is not the last; no token is wanted
+    # Of a row whose choice depends on the tokens so far: prompt and answer, at least ``start + len(tokens)`` of them.
+    # The list is the sequence's own, the same at every step, and only grows; read it, don't keep what lies behind.
+    history: Sequence[int] | None = None
+    num_prompt: int = 0  # of ``history``: the answer begins there
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely the model found a token, and the tokens it found likeliest, best first. Natural logarithms."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +49,7 @@ class RowResult:
 
     token: int | None = None
     failure: Failure | None = None
+    logprob: Logprob | None = None  # when ``sampling.logprobs`` asked for it
 
 
 class ModelRunner(Protocol):
@@ -49,7 +64,8 @@ class ModelRunner(Protocol):
         """Return one result per row, in order. The sampled token's position is ``start + len(tokens)``.
 
         The choice depends on (logits, sampling, seed, position) alone, so that it is the same alone, batched and
-        resumed. A bad row fails alone. Raises only when no row can be helped (the engine then fails or retries them).
+        resumed. A bad row fails alone. Raises OutOfMemory when a smaller step may do, and anything else only when no
+        row can be helped (the engine then looks for the culprit). Nothing is changed by computing a row again.
         """
         ...
 
@@ -58,6 +74,7 @@ class TextStream(Protocol):
     """Turns the tokens of one sequence into text, a piece at a time. Owned by the engine thread.
 
     May have a bool attribute ``is_stopped``: true when the ``prefix`` it has seen had completed a stop string already.
+    May have a method ``bytes_of(token) -> bytes``: the text of one token by itself, for logprobs.
     """
 
     def push(self, token: int) -> Piece:
@@ -115,6 +132,23 @@ class SequenceRequest:
             "top_p must be over 0 and at most 1.": 0 < sampling.top_p <= 1,
             "top_k must be 0 (all) or more.": sampling.top_k >= 0,
             "max_tokens must be at least 1.": sampling.max_tokens >= 1,
+            "min_p must be from 0 to 1.": 0 <= sampling.min_p <= 1,
+            "repetition_penalty must be a number over 0.": 0 < sampling.repetition_penalty < math.inf,
+            "The penalties must be numbers.": (
+                math.isfinite(sampling.presence_penalty) and math.isfinite(sampling.frequency_penalty)
+            ),
+            f"logit_bias may name at most {MAX_LOGIT_BIAS} tokens, each once, with a number.": (
+                len(sampling.logit_bias) <= MAX_LOGIT_BIAS
+                and len({token for token, _ in sampling.logit_bias}) == len(sampling.logit_bias)
+                and all(
+                    isinstance(token, int) and 0 <= token < _TOKEN_END and math.isfinite(bias)
+                    for token, bias in sampling.logit_bias
+                )
+            ),
+            f"logprobs must be from 0 to {MAX_TOP_LOGPROBS}.": (
+                sampling.logprobs is None or 0 <= sampling.logprobs <= MAX_TOP_LOGPROBS
+            ),
+            f"There may be at most {MAX_STOPS} stop strings.": len(sampling.stop) <= MAX_STOPS,
             "The request names no user and lane that can be scheduled.": (
                 isinstance(self.user_id, str) and isinstance(self.priority, int) and math.isfinite(self.weight)
             ),
@@ -145,6 +179,7 @@ class StepOutput:
     tokens: tuple[int, ...] = ()
     text: str = ""
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each of ``tokens``, when the request asked for them
 
 
 class Listener(Protocol):

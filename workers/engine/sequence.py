@@ -31,6 +31,7 @@ class Sequence:
     priority: int  # 0 first
     weight: float
     order: tuple[int, int]  # arrival, unique: the older the smaller; kept over preemptions
+    is_penalised: bool = False  # its choices depend on its tokens so far
     state: State = State.WAITING
     num_computed: int = 0  # leading tokens whose keys and values are in ``blocks``
     blocks: list[int] = field(default_factory=list)  # physical block of tokens 0-15, 16-31, ...

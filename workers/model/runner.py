@@ -11,15 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from chatproject.contract.errors import Failure
+from chatproject.contract.messages import SamplingParams
 from workers.engine.interfaces import BLOCK_TOKENS, Row, RowResult
-from workers.errors import FatalEngineError, ModelLoadError
+from workers.errors import FatalEngineError, ModelLoadError, OutOfMemory
 from workers.model.attention import StepPlan, UnsupportedAttention, attending, probe_layers
 from workers.model.decode_cache import DecodeCache, GroupPlan
 from workers.model.device import free_bytes
 from workers.model.kv_cache import KVCache, block_bytes
 from workers.model.loader import LoadedModel
+from workers.model.logprobs import logprobs
+from workers.model.penalties import Penalties
 from workers.model.sampler import choose, is_usable
 
 log = logging.getLogger(__name__)
@@ -78,14 +82,18 @@ class TorchRunner:
         self.context_tokens = min(self.context_tokens, self.num_blocks * BLOCK_TOKENS)
         self.kv_bytes = self.num_blocks * per_block
         self._cache = KVCache(shapes, num_blocks=self.num_blocks, dtype=loaded.dtype, device=loaded.device)
+        self._shapes, self._dtype = shapes, loaded.dtype
         # On a GPU gathering is cheap beside what a second copy would cost in memory.
-        self._decode_cache = None
-        if loaded.device.type == "cpu":
-            self._decode_cache = DecodeCache(shapes, self._cache, max_rows=max_rows, dtype=loaded.dtype)
+        self._decode_cache = self._new_decode_cache() if loaded.device.type == "cpu" else None
+        self._penalties = self._new_penalties()
+        self._known: dict[int, tuple[SamplingParams, bool]] = {}  # by id(): whether the parameters are usable
         log.info("KV cache: %d blocks, %d MiB.", self.num_blocks, self.kv_bytes >> 20)
 
     def step(self, rows: Sequence[Row]) -> list[RowResult]:
-        """Return one result per row, in order. Raises FatalEngineError when the device is lost."""
+        """Return one result per row, in order.
+
+        Raises OutOfMemory when a smaller step may do, and FatalEngineError when the device is lost.
+        """
         assert len(rows) <= self.max_rows, f"{len(rows)} rows in a step of at most {self.max_rows}"
         # Two rows of one sequence in a step would write to the same places.
         seen = Counter(row.sequence_id for row in rows)
@@ -96,14 +104,27 @@ class TorchRunner:
             return results
         try:
             self._compute(rows, decodes, chunks, results)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        except Exception as error:
+            # What is kept beside the paged cache may be half written; it is made again from there.
+            self._decode_cache = self._new_decode_cache() if self._decode_cache is not None else None
+            self._penalties = self._new_penalties()
+            if _is_out_of_memory(error):
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                raise OutOfMemory(f"No memory for a step of {len(rows)} rows.") from error
             # After an error of the device nothing on it can be trusted, and every later call fails as well.
-            if self._device.type == "cuda" and ("CUDA error" in str(error) or "device-side" in str(error)):
+            text = str(error)
+            is_of_device = isinstance(error, RuntimeError) and ("CUDA error" in text or "device-side" in text)
+            if self._device.type == "cuda" and is_of_device:
                 raise FatalEngineError(f"The GPU failed: {error}") from error
             raise
         return results
+
+    def _new_decode_cache(self) -> DecodeCache:
+        return DecodeCache(self._shapes, self._cache, max_rows=self.max_rows, dtype=self._dtype)
+
+    def _new_penalties(self) -> Penalties:
+        return Penalties(vocab_size=self._vocab_size, max_rows=self.max_rows, device=self._device)
 
     @torch.inference_mode()
     def _compute(
@@ -131,17 +152,28 @@ class TorchRunner:
             )
         if not wanted:
             return
-        logits = output.logits[0]  # (wanted, V)
+        logits = output.logits[0].contiguous()  # (wanted, V)
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
-        chosen = [rows[order[place]] for place in wanted]
-        tokens = choose(
-            logits,
-            [row.sampling for row in chosen if row.sampling is not None],
-            [row.start + len(row.tokens) for row in chosen],
-        )
-        for place, token in zip(wanted, tokens, strict=True):
-            results[order[place]] = _NUMERICAL if token is None else RowResult(token=token)
+        for place, result in zip(wanted, self._sample(logits, [rows[order[place]] for place in wanted]), strict=True):
+            results[order[place]] = result
+
+    def _sample(self, logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
+        """Return what each row of ``logits`` (wanted, V) gives; changes them."""
+        params = [row.sampling for row in rows if row.sampling is not None]
+        told = [place for place, item in enumerate(params) if item.logprobs is not None]
+        own = logits[told] if told else logits  # a copy: what follows changes the logits
+        self._penalties.apply(logits, rows)
+        tokens = choose(logits, params, [row.start + len(row.tokens) for row in rows])
+        results = [_NUMERICAL if token is None else RowResult(token=token) for token in tokens]
+        if told:
+            of_told = logprobs(
+                own, [tokens[place] or 0 for place in told], [params[place].logprobs or 0 for place in told]
+            )
+            for place, logprob in zip(told, of_told, strict=True):
+                if tokens[place] is not None:
+                    results[place] = RowResult(token=tokens[place], logprob=logprob)
+        return results
 
     def _is_sound(self, row: Row) -> bool:
         end = row.start + len(row.tokens)
@@ -153,8 +185,26 @@ class TorchRunner:
             and len(row.block_table) >= num_blocks
             and all(0 <= token < self._vocab_size for token in row.tokens)
             and all(0 <= block < self.num_blocks for block in row.block_table[:num_blocks])
-            and (row.sampling is None or is_usable(row.sampling))
+            and (row.history is None or len(row.history) >= end)
+            and (row.sampling is None or self._can_sample(row.sampling))
         )
+
+    def _can_sample(self, params: SamplingParams) -> bool:
+        # Looked at once per sequence and not at every step: a bias may name a thousand tokens.
+        known = self._known.get(id(params))
+        if known is None:
+            if len(self._known) >= 4 * self.max_rows:
+                self._known.clear()
+            known = self._known[id(params)] = (params, is_usable(params, self._vocab_size))
+        return known[1]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's allocators and libraries have no one class for it: the CPU's, cuBLAS' and CUDA's own say it in words.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _set_threads(model: torch.nn.Module, wanted: int | None) -> None:

@@ -32,10 +32,11 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence
         token if valid else None for token, valid in zip(greedy.tolist(), is_valid, strict=True)
     ]
     whole: list[int] = []
-    cut: list[int] = []  # by top_k or top_p
+    cut: list[int] = []  # by top_k, top_p or min_p
     for index, item in enumerate(params):
         if is_valid[index] and item.temperature >= _GREEDY_BELOW and item.top_k != 1:
-            (cut if item.top_p < 1 or 0 < item.top_k < logits.shape[1] else whole).append(index)
+            is_cut = item.top_p < 1 or 0 < item.top_k < logits.shape[1] or item.min_p > 0
+            (cut if is_cut else whole).append(index)
     if whole:
         _fill(tokens, whole, _choose_whole(logits[whole], *_numbers(whole, params, positions, logits.device)))
     if cut:
@@ -66,34 +67,37 @@ def _choose_whole(logits: Tensor, heat: Tensor, chance: Tensor) -> list[int]:
 def _choose_cut(
     logits: Tensor, rows: Sequence[int], params: Sequence[SamplingParams], positions: Sequence[int]
 ) -> list[int]:
-    """Keep the top_k best, of them the fewest that hold top_p, and walk what is left, best first."""
+    """Keep the top_k best, of them the fewest that hold top_p, of them what min_p lets stay; walk it, best first."""
     heat, chance = _numbers(rows, params, positions, logits.device)
     vocabulary = logits.shape[1]
     top_k = torch.tensor([min(params[row].top_k or vocabulary, vocabulary) for row in rows], device=logits.device)
     top_p = torch.tensor([params[row].top_p for row in rows], dtype=torch.float64, device=logits.device).unsqueeze(1)
+    # The best has weight 1, so this is the least weight that stays.
+    min_p = torch.tensor([params[row].min_p for row in rows], dtype=torch.float64, device=logits.device).unsqueeze(1)
     # All of the mass, when top_k does not limit what top_p counts.
     total = _weights(logits, heat).sum(-1, keepdim=True)  # (B, 1)
     size = min(max([_HEAD, *(params[row].top_k for row in rows)]), vocabulary)
     while True:
-        head, order = _best(logits, size)  # (B, K)
+        head, order = best(logits, size)  # (B, K)
         weights = _weights(head, heat)
+        last = weights[:, -1:]
         weights = torch.where(torch.arange(size, device=logits.device) < top_k.unsqueeze(1), weights, 0)
         # Running sums, for a plain sum rounds differently when other rows make this one wider.
         sums = weights.cumsum(-1)
         mass = torch.where(top_k.unsqueeze(1) < vocabulary, sums[:, -1:], total)
         before = sums - weights
-        is_whole = (before[:, -1:] >= top_p * mass) | (top_k.unsqueeze(1) <= size)
+        is_whole = (before[:, -1:] >= top_p * mass) | (top_k.unsqueeze(1) <= size) | (last < min_p)
         if size == vocabulary or bool(is_whole.all()):
             break
         size = min(size * 16, vocabulary)
     # The best token stays whatever top_p is.
-    weights = torch.where((before < top_p * mass) | (before == 0), weights, 0)
+    weights = torch.where(((before < top_p * mass) & (weights >= min_p)) | (before == 0), weights, 0)
     places = _walk(weights, chance)
     return order[torch.arange(len(rows), device=logits.device), torch.tensor(places, device=logits.device)].tolist()
 
 
-def _best(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the ``size`` best logits and their tokens; equals in the order of the vocabulary."""
+def best(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the ``size`` best of each row, best first, and their tokens; equals in the order of the vocabulary."""
     if size == logits.shape[1]:
         return logits.sort(dim=-1, descending=True, stable=True)
     # topk alone may order equals by how many rows there are; sorted by token first, a stable sort settles it.
@@ -133,6 +137,18 @@ def _fill(tokens: list[int | None], rows: Sequence[int], chosen: Sequence[int]) 
         tokens[row] = token
 
 
-def is_usable(params: SamplingParams) -> bool:
+def is_usable(params: SamplingParams, vocab_size: int) -> bool:
     """Say whether the numbers can be computed with at all."""
-    return math.isfinite(params.temperature) and params.temperature >= 0 and 0 < params.top_p <= 1 and params.top_k >= 0
+    return (
+        math.isfinite(params.temperature)
+        and params.temperature >= 0
+        and 0 < params.top_p <= 1
+        and params.top_k >= 0
+        and 0 <= params.min_p <= 1
+        and 0 < params.repetition_penalty < math.inf
+        and math.isfinite(params.presence_penalty)
+        and math.isfinite(params.frequency_penalty)
+        and all(0 <= token < vocab_size and math.isfinite(bias) for token, bias in params.logit_bias)
+        and len({token for token, _ in params.logit_bias}) == len(params.logit_bias)
+        and (params.logprobs is None or params.logprobs >= 0)
+    )

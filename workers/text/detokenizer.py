@@ -28,6 +28,10 @@ class Decoder(Protocol):
         """Return the rest."""
         ...
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token in the middle of a text; nothing is remembered."""
+        ...
+
 
 class Detokenizer:
     """The TextStream of one sequence. Owned by the engine thread."""
@@ -49,6 +53,10 @@ class Detokenizer:
     def flush(self) -> str:
         """Return the rest at the end of the answer (an incomplete character becomes U+FFFD)."""
         return self._stops.push(self._decoder.flush()) + self._stops.flush()
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the text of one token by itself, for those who look at tokens; part of a character is possible."""
+        return self._decoder.bytes_of(token)
 
 
 def decoder_factory(vocabulary: Vocabulary) -> Callable[[], Decoder]:
@@ -113,6 +121,9 @@ class _ByteDecoder:
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
 
+    def bytes_of(self, token: int) -> bytes:
+        return self._table[token]
+
 
 class _Pieces:
     """What a SentencePiece-like decoder does to each token and to the text's start."""
@@ -170,19 +181,29 @@ class _PieceDecoder:
         if self._is_first and self._pieces.first_drops:
             name = name.replace(self._pieces.first_drops, "")
         self._is_first = False
+        piece = self._piece(name)
+        if isinstance(piece, int):
+            self._run.append(piece)
+            return ""
+        return self._stripped(self._end_run() + piece)
+
+    def flush(self) -> str:
+        return self._stripped(self._end_run())
+
+    def bytes_of(self, token: int) -> bytes:
+        piece = self._piece(self._tokens[token] or "")
+        return bytes([piece]) if isinstance(piece, int) else piece.encode()
+
+    def _piece(self, name: str) -> str | int:
+        """Return the text of a token's name, or the byte that it stands for."""
         for old, new in self._pieces.replacements:
             name = name.replace(old, new)
         if self._pieces.has_bytes and len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
             try:
-                self._run.append(int(name[3:5], 16))
+                return int(name[3:5], 16)
             except ValueError:
                 pass
-            else:
-                return ""
-        return self._stripped(self._end_run() + name)
-
-    def flush(self) -> str:
-        return self._stripped(self._end_run())
+        return name
 
     def _end_run(self) -> str:
         if not self._run:
@@ -220,6 +241,10 @@ class _WindowDecoder:
 
     def flush(self) -> str:
         return self._take(is_last=True) if self._waiting else ""
+
+    def bytes_of(self, token: int) -> bytes:
+        text: str = self._tokenizer.decode([token], skip_special_tokens=True)
+        return text.encode()
 
     def _take(self, *, is_last: bool) -> str:
         before = self._tokenizer.decode(self._context, skip_special_tokens=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgpack
 import pytest
 
 from chatproject.contract import frames
 from chatproject.contract.errors import ContractError, Failure, FinishReason
-from chatproject.contract.frames import End, Frame, fold
+from chatproject.contract.frames import End, Frame, TokenLogprob, fold
 from chatproject.contract.messages import GenerationRequest, Lease, ModelStatus, SamplingParams, Turn, Usage
 from chatproject.contract.names import Lane, is_model_slug, model_slug
 
@@ -76,6 +77,21 @@ def test_an_end_of_each_kind_survives_the_log() -> None:
         End(status="expired", code=Failure.EXPIRED),
     ):
         assert End.from_entry(end.entry()) == end
+
+
+def test_logprobs_travel_in_the_log_and_in_the_channel_and_cost_nothing_when_not_asked() -> None:
+    told = (TokenLogprob(b"n\xc3", -0.25, ((b"n\xc3", -0.25), (b"\xa9", -9999.0))), TokenLogprob(b"\xa9", -1.5))
+    sent = [
+        Frame(generation_id=ID, run=5, seq=1, kind="started"),
+        Frame(generation_id=ID, run=5, seq=2, kind="delta", text="né", tokens=(4, 5), logprobs=told),
+    ]
+    assert fold(ID, entries_of(*sent)).frames[1].logprobs == told
+    message = msgpack.unpackb(msgpack.packb(frames.channel_message(sent)))
+    assert [frame.logprobs for frame in frames.frames_of_message(message)] == [(), told]
+    assert len(sent[0].wire()) == 7, "web processes that know no logprobs still read it"
+    for bad in ("nonsense", "[[1,2,3]]", "[5]", '[["\u0151",0,[]]]'):
+        with pytest.raises(ContractError):
+            fold(ID, [("5-1", sent[0].entry()), ("5-2", sent[1].entry() | {"lp": bad})])
 
 
 def test_a_request_survives_json_and_another_version_is_refused() -> None:

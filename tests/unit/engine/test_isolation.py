@@ -12,7 +12,7 @@ from chatproject.contract.errors import Failure
 from chatproject.contract.messages import SamplingParams
 from tests.unit.engine.harness import World, alone
 from workers.engine.interfaces import Piece, Row, RowResult
-from workers.errors import FatalEngineError, RequestRejected
+from workers.errors import FatalEngineError, OutOfMemory, RequestRejected
 from workers.fakes import FakeRunner
 
 MATES = {"mate1": (1, 2, 3), "mate2": tuple(range(30))}
@@ -78,6 +78,58 @@ def test_a_fault_in_one_row_ends_that_row_only(fault: str, failure: Failure) -> 
     _assert_mates_unharmed(world)
 
 
+class _Tight(FakeRunner):
+    """A runner whose memory holds steps of so many rows and tokens, and none in which ``culprit`` is."""
+
+    def __init__(self, *, rows: int, tokens: int) -> None:
+        super().__init__(step_ms=0, num_blocks=64, context_tokens=512, max_rows=8)
+        self.room = (rows, tokens)
+        self.refused = 0
+        self.sizes: list[int] = []
+
+    def step(self, rows: Sequence[Row]) -> Sequence[RowResult]:
+        size = (len(rows), sum(len(row.tokens) for row in rows))
+        if size[0] > self.room[0] or size[1] > self.room[1] or any(row.sequence_id == "culprit" for row in rows):
+            self.refused += 1
+            raise OutOfMemory("no room")
+        self.sizes.append(size[0])
+        return super().step(rows)
+
+
+def test_out_of_memory_shrinks_the_batch_and_everyone_is_answered() -> None:
+    runner = _Tight(rows=3, tokens=40)
+    world = World(runner=runner)
+    prompts = {str(i): tuple(range(i, i + 10 * i + 1)) for i in range(8)}
+    for id_, prompt in prompts.items():
+        world.add(id_, prompt, 40)
+    for _ in range(60):
+        world.engine.step()
+        world.engine.check_integrity()
+    assert 1 <= runner.refused < 10
+    assert world.engine.stats().preemptions > 0
+    runner.room = (8, 1000)  # others have given back what they held
+    world.run()
+    assert max(runner.sizes) > 3, "it never grew back"
+    for id_, prompt in prompts.items():
+        assert world.record.tokens[id_] == list(alone(prompt, 40))
+    assert world.engine.stats().free_blocks == runner.num_blocks
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_does_not_fit_the_memory_alone_fails_alone(is_first: bool) -> None:
+    world = World(runner=_Tight(rows=8, tokens=1000))
+    if is_first:
+        world.add("culprit", range(40), 20)
+    for id_, prompt in MATES.items():
+        world.add(id_, prompt, 20)
+    if not is_first:
+        world.add("culprit", range(40), 20)
+    world.run()
+    finish = world.record.finish["culprit"]
+    assert (finish.reason, finish.failure) == ("failed", Failure.ENGINE_ERROR)
+    _assert_mates_unharmed(world)
+
+
 def test_a_device_that_is_gone_is_not_taken_for_a_request() -> None:
     world = World(runner=_Faulty("fatal"))
     world.add("culprit", (9, 8, 7), 20)
@@ -127,6 +179,18 @@ def test_text_that_fails_ends_its_own_sequence_only(good_pushes: int) -> None:
         {"sampling": SamplingParams(top_k=-1)},
         {"sampling": SamplingParams(max_tokens=0)},
         {"sampling": SamplingParams(temperature="hot")},  # type: ignore[arg-type]
+        {"sampling": SamplingParams(min_p=1.5)},
+        {"sampling": SamplingParams(repetition_penalty=0)},
+        {"sampling": SamplingParams(repetition_penalty=float("nan"))},
+        {"sampling": SamplingParams(presence_penalty=float("inf"))},
+        {"sampling": SamplingParams(frequency_penalty=float("nan"))},
+        {"sampling": SamplingParams(logit_bias=tuple((token, 1.0) for token in range(100_000)))},
+        {"sampling": SamplingParams(logit_bias=((2**31, 1.0),))},
+        {"sampling": SamplingParams(logit_bias=((5, 1.0), (5, 2.0)))},
+        {"sampling": SamplingParams(logit_bias=((5, float("nan")),))},
+        {"sampling": SamplingParams(logit_bias=5)},  # type: ignore[arg-type]
+        {"sampling": SamplingParams(logprobs=21)},
+        {"sampling": SamplingParams(stop=("x",) * 100_000)},
         {"user_id": None},
         {"weight": float("nan")},
         {"weight": "heavy"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ import transformers
 from chatproject.contract.errors import Failure
 from chatproject.contract.messages import SamplingParams
 from tests.unit.model import tiny
-from workers.engine.interfaces import Row
-from workers.errors import ModelLoadError
+from workers.engine.interfaces import Row, SequenceRequest
+from workers.errors import ModelLoadError, OutOfMemory
 from workers.model import decode_cache
 from workers.model.loader import load_model
 from workers.model.runner import TorchRunner
@@ -74,6 +77,54 @@ def test_sampled_answer_is_the_same_alone_batched_and_resumed(llama: Path) -> No
         again = tiny.request(item.sequence_id, item.prompt, item.sampling, prefix=before)
         rest = tiny.run(runner, [again]).tokens.get(item.sequence_id, [])
         assert before + rest == together[item.sequence_id]
+
+
+def test_penalised_answer_is_the_same_alone_preempted_and_resumed(llama: Path) -> None:
+    chance = random.Random(9)
+    requests = []
+    for i in range(6):
+        params = SamplingParams(
+            temperature=chance.choice([0, 0.8]), seed=chance.getrandbits(64), max_tokens=24,
+            min_p=chance.choice([0, 0.05]), repetition_penalty=chance.choice([1.0, 1.4]),
+            presence_penalty=chance.choice([0.0, 1.0]), frequency_penalty=0.5,
+            logit_bias=((1, -100.0), (chance.randrange(2, 200), 3.0)), logprobs=chance.choice([None, 2]),
+        )  # fmt: skip
+        requests.append(tiny.request(str(i), tiny.random_prompt(chance), params))
+    small = tiny.make_runner(llama, kv_bytes=tiny_kv_bytes(llama, blocks=8))
+    said = tiny.run(small, requests, late=3)
+    assert said.stats.preemptions
+    runner = tiny.make_runner(llama)
+    for item in requests:
+        alone = tiny.run(runner, [item])
+        whole = alone.tokens[item.sequence_id]
+        assert said.tokens[item.sequence_id] == whole
+        assert said.logprobs.get(item.sequence_id) == alone.logprobs.get(item.sequence_id)
+        assert len(alone.logprobs.get(item.sequence_id, ())) == (0 if item.sampling.logprobs is None else len(whole))
+        before = whole[: chance.randint(1, 12)]
+        again = tiny.request(item.sequence_id, item.prompt, item.sampling, prefix=before)
+        assert before + tiny.run(runner, [again]).tokens.get(item.sequence_id, []) == whole
+    plain = [
+        dataclasses.replace(
+            item,
+            sampling=dataclasses.replace(
+                item.sampling, frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0
+            ),
+        )
+        for item in requests
+    ]
+    assert tiny.run(runner, plain).tokens != said.tokens, "the penalties change nothing here"
+
+
+def test_bias_decides_and_a_bias_of_an_unknown_token_is_refused(llama: Path) -> None:
+    runner = tiny.make_runner(llama)
+    wanted = SamplingParams(temperature=0, max_tokens=5, logit_bias=((33, 100.0),), logprobs=1)
+    mate = tiny.request("mate", [4, 5], GREEDY)
+    unknown = tiny.request("unknown", [4, 5], SamplingParams(temperature=0, logit_bias=((tiny.VOCABULARY, 1.0),)))
+    said = tiny.run(runner, [tiny.request("biased", [4, 5], wanted), mate, unknown])
+    assert said.tokens["biased"] == [33] * 5
+    assert all(item.logprob < -0.1 and item.top[0][0] != b"<33>" for item in said.logprobs["biased"])
+    assert said.ends["unknown"].failure is Failure.REJECTED
+    assert said.tokens["mate"] == tiny.run(runner, [mate]).tokens["mate"]
 
 
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Gemma2"])
@@ -139,6 +190,11 @@ def test_bad_rows_fail_alone(llama: Path) -> None:
         row("before the start", [3], [1], start=-1),
         row("no temperature", [3], [1], params=SamplingParams(temperature=float("nan"))),
         row("no mass", [3], [1], params=SamplingParams(top_p=0.0)),
+        row("no penalty", [3], [1], params=SamplingParams(repetition_penalty=0.0)),
+        row("endless penalty", [3], [1], params=SamplingParams(presence_penalty=float("inf"))),
+        row("unknown bias", [3], [1], params=SamplingParams(logit_bias=((tiny.VOCABULARY, 1.0),))),
+        row("bias twice", [3], [1], params=SamplingParams(logit_bias=((5, 1.0), (5, 1.0)))),
+        dataclasses.replace(row("short history", [3], [1], params=SamplingParams(presence_penalty=1)), history=[]),
     ]
     for item in bad:
         results = runner.step([item, good])
@@ -181,6 +237,90 @@ def test_chunks_that_want_no_token_get_none(llama: Path) -> None:
     whole = runner.step([row("whole", list(range(2, 42)), [0, 1, 2])])[0]
     assert runner.step([row("part", list(range(2, 21)), [3, 4, 5], params=None)])[0].token is None
     assert runner.step([row("part", list(range(21, 42)), [3, 4, 5], start=19)])[0] == whole
+
+
+class _Trouble:
+    """Stands before the model: ``fault`` gets the step's tokens and may raise, or spoil the logits."""
+
+    def __init__(self, runner: TorchRunner, fault: Callable[[list[int]], None], poison: int | None = None) -> None:
+        self._model, self._fault, self._poison = runner._model, fault, poison
+        runner._model = self  # type: ignore[assignment]
+
+    def __call__(self, **inputs: Any) -> Any:
+        tokens = inputs["input_ids"][0].tolist()
+        output = self._model(**inputs)  # what it wrote so far is there when the fault comes
+        self._fault(tokens)
+        if self._poison in tokens:
+            output.logits[0, inputs["logits_to_keep"].tolist().index(tokens.index(self._poison))] = float("nan")
+        return output
+
+
+def crowd(chance: random.Random, count: int = 5) -> list[SequenceRequest]:
+    """Sampled with penalties, greedy, and plainly sampled; none of them says ``TROUBLE``."""
+    never = ((TROUBLE, -1e9), (1, -1e9))
+    wishes: list[dict[str, Any]] = [{"temperature": 0}, {"presence_penalty": 1.0, "min_p": 0.02}, {"top_p": 0.9}]
+    prompts = [[token for token in tiny.random_prompt(chance) if token != TROUBLE] or [5] for _ in range(count)]
+    return [
+        tiny.request(str(i), prompt, SamplingParams(seed=i, max_tokens=16, logit_bias=never, **wishes[i % 3]))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+TROUBLE = 77
+CULPRIT = tiny.request("culprit", [5, 6, 7], SamplingParams(temperature=0, max_tokens=30, logit_bias=((TROUBLE, 1e9),)))
+
+
+def test_mates_of_a_culprit_say_the_very_same(llama: Path) -> None:
+    """The culprit decodes for a while beside them; then its row is no number, or every step with it raises."""
+    mates = crowd(random.Random(11))
+    expected = tiny.run(tiny.make_runner(llama), mates).tokens
+
+    def fail(tokens: list[int]) -> None:
+        if TROUBLE in tokens:
+            raise RuntimeError("shapes do not fit")
+
+    for fault, poison, failure in (
+        (fail, None, Failure.ENGINE_ERROR),
+        (lambda tokens: None, TROUBLE, Failure.NUMERICAL),
+    ):
+        runner = tiny.make_runner(llama)
+        _Trouble(runner, fault, poison)
+        said = tiny.run(runner, [*mates[:4], CULPRIT, *mates[4:]], late=2)
+        assert said.ends["culprit"].failure is failure
+        assert {name: said.tokens[name] for name in expected} == expected
+
+
+def test_out_of_memory_in_a_step_changes_no_answer(llama: Path) -> None:
+    requests = crowd(random.Random(12))
+    expected = tiny.run(tiny.make_runner(llama), requests).tokens
+    runner, refused = tiny.make_runner(llama), []
+
+    def fail(tokens: list[int]) -> None:
+        if len(tokens) > 24 or (len(tokens) > 3 and not refused):
+            refused.append(len(tokens))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    _Trouble(runner, fail)
+    said = tiny.run(runner, requests)
+    assert refused
+    assert said.tokens == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)  # fmt: skip
+def test_every_way_to_say_out_of_memory_is_understood(llama: Path, error: Exception) -> None:
+    def fail(tokens: list[int]) -> None:
+        raise error
+
+    runner = tiny.make_runner(llama)
+    _Trouble(runner, fail)
+    with pytest.raises(OutOfMemory):
+        runner.step([row("any", [3, 4], [0])])
 
 
 def test_models_that_would_let_requests_change_each_other_are_refused(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+from chatproject.contract.frames import TokenLogprob
 from chatproject.contract.messages import SamplingParams
 from workers.engine.engine import Engine
-from workers.engine.interfaces import Piece, SequenceRequest, StepOutput
+from workers.engine.interfaces import EngineStats, Piece, SequenceRequest, StepOutput
 from workers.model.loader import load_model
 from workers.model.runner import TorchRunner
 
@@ -84,10 +85,14 @@ class Collector:
     def __init__(self) -> None:
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, Any] = {}
+        self.logprobs: dict[str, list[TokenLogprob]] = {}
+        self.stats = EngineStats()
 
     def on_step(self, outputs: Sequence[StepOutput]) -> None:
         for output in outputs:
             self.tokens.setdefault(output.sequence_id, []).extend(output.tokens)
+            if output.logprobs:
+                self.logprobs.setdefault(output.sequence_id, []).extend(output.logprobs)
             if output.finish is not None:
                 assert output.sequence_id not in self.ends
                 self.ends[output.sequence_id] = output.finish
@@ -113,6 +118,7 @@ def run(runner: TorchRunner, requests: Sequence[SequenceRequest], *, step_tokens
             engine.add(waiting.pop(0))
         if not engine.step() and not waiting:
             break
+    collector.stats = engine.stats()
     assert set(collector.ends) == {item.sequence_id for item in requests}
     return collector
 

@@ -66,6 +66,17 @@ def test_answer_resumed_after_any_token_goes_on_with_the_same_text(name: str, pa
             assert again.flush() == rest
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bytes_of_the_tokens_joined_are_the_text(name: str, paths: dict[str, Path]) -> None:
+    vocabulary, tokenizer = Vocabulary.load(paths[name]), ChatTokenizer.load(paths[name])
+    tokens = vocabulary.encode_plain("Hello you, née x", is_first=True)
+    stream = tokenizer.text_stream()
+    joined = b"".join(stream.bytes_of(token) for token in tokens).decode()  # type: ignore[attr-defined]
+    # A text's first space is the only thing that a token by itself cannot know.
+    assert joined.lstrip() == vocabulary.tokenizer.decode(tokens, skip_special_tokens=True).lstrip()
+    assert stream.flush() == ""
+
+
 def test_half_an_emoji_is_never_shown(paths: dict[str, Path]) -> None:
     tokenizer, vocabulary = ChatTokenizer.load(paths["qwen"]), Vocabulary.load(paths["qwen"])
     tokens = vocabulary.encode_plain("ok 👩‍👩‍👧 fine")

@@ -47,6 +47,21 @@ def test_text_of_a_window_becomes_one_frame_with_all_its_tokens() -> None:
     assert folded(generation).tokens == (1, 2, 3)
 
 
+def test_logprobs_go_with_their_tokens_and_end_with_them() -> None:
+    told = [frames.TokenLogprob(bytes([number]), -float(number)) for number in range(3)]
+    generation = active()
+    for number, text in enumerate(("", "Mars", "")):
+        generation.take(StepOutput(sequence_id=f"g/{RUN}", tokens=(number,), text=text, logprobs=(told[number],)))
+    generation.cut()
+    generation.take(step(finish=Finish(reason="stop", completion_tokens=3)))
+    (frame,) = [frame for frame in folded(generation).frames if frame.kind == "delta"]
+    assert (frame.tokens, frame.logprobs) == ((0, 1, 2), tuple(told))
+    generation = active()
+    generation.take(StepOutput(sequence_id=f"g/{RUN}", tokens=(1,), logprobs=(told[1],)))
+    generation.take(step(finish=Finish(reason="stop", completion_tokens=1)))
+    assert all(not frame.logprobs for frame in folded(generation).frames), "what is held back for good is not told"
+
+
 def test_tokens_without_certain_text_wait_for_the_next() -> None:
     generation = active()
     generation.take(step(9))
