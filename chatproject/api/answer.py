@@ -15,7 +15,7 @@ from typing import Any, Final
 from chatproject.accounts.errors import Refused
 from chatproject.api import database
 from chatproject.contract.errors import Refusal
-from chatproject.contract.frames import End, Frame
+from chatproject.contract.frames import End, Frame, TokenLogprob
 from chatproject.generations import services
 from chatproject.generations.streaming.hub import get_hub
 from chatproject.generations.streaming.reader import Queued, State
@@ -31,6 +31,7 @@ class Delta:
     text: str
     seq: int
     replaces: bool = False  # the whole text so far, because its log is gone: instead of what the reader holds
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens behind the text, when the request asked for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class Answer:
     ) -> None:
         self.accepted = accepted
         self.text = ""
+        self.logprobs: list[TokenLogprob] = []  # gone with the log: a late reader gets none
         self.end: End | None = None
         self._user_id = user_id
         self._inbox = inbox
@@ -90,6 +92,7 @@ class Answer:
             except TimeoutError:
                 yield Silence()
                 continue
+            logprobs: tuple[TokenLogprob, ...] = ()
             if isinstance(heard, State):
                 text, seq = self._rest_of(heard), heard.seq
                 replaces = self._after > 0 and not self.text
@@ -98,10 +101,11 @@ class Answer:
                 yield heard.end
                 return
             else:
-                text, seq, replaces = heard.text, heard.seq, False
+                text, seq, replaces, logprobs = heard.text, heard.seq, False, heard.logprobs
             self.text += text
+            self.logprobs += logprobs
             if text:
-                yield Delta(text=text, seq=seq, replaces=replaces)
+                yield Delta(text=text, seq=seq, replaces=replaces, logprobs=logprobs)
 
     async def wait(self, *, timeout_s: float | None = None) -> End | None:
         """Return the end; None when it has not come within the time."""

@@ -81,9 +81,10 @@ async def _complete(
         return Accepted(generation_id=str(row.id), created=created, model=row.model)
 
     answer = await ask(user_id=user.pk, accept=accept_it, stops_when_left=True)
+    with_logprobs = params.logprobs is not None
     headers = {"x-request-id": answer.accepted.generation_id}
     if asked.stream:
-        return sse.response(_stream(answer, shape, asked.includes_usage), headers=headers)
+        return sse.response(_stream(answer, shape, asked.includes_usage, with_logprobs), headers=headers)
     try:
         end = await answer.wait()
     finally:
@@ -93,10 +94,11 @@ async def _complete(
         failed = errors.of_end(end) if end is not None else ApiError("The answer did not come.", status=503)
         failed.headers.update(headers)
         raise failed
-    return JsonResponse(shape.body(answer.accepted, answer.text, end), headers=headers)
+    body = shape.body(answer.accepted, answer.text, end, answer.logprobs if with_logprobs else None)
+    return JsonResponse(body, headers=headers)
 
 
-async def _stream(answer: Answer, shape: Shape, with_usage: bool) -> AsyncIterator[bytes]:
+async def _stream(answer: Answer, shape: Shape, with_usage: bool, with_logprobs: bool) -> AsyncIterator[bytes]:
     accepted = answer.accepted
     try:
         first = shape.first(accepted, with_usage=with_usage)
@@ -106,7 +108,8 @@ async def _stream(answer: Answer, shape: Shape, with_usage: bool) -> AsyncIterat
             if isinstance(heard, Silence):
                 yield sse.PING
             elif isinstance(heard, Delta):
-                yield sse.event(shape.piece(accepted, heard.text, with_usage=with_usage))
+                logprobs = heard.logprobs if with_logprobs else None
+                yield sse.event(shape.piece(accepted, heard.text, logprobs, with_usage=with_usage))
             elif heard.reason in _FINISHED:
                 yield sse.event(shape.last(accepted, heard, with_usage=with_usage))
                 if with_usage:

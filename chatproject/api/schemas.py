@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from chatproject.api.errors import ApiError
-from chatproject.contract.messages import Role, Turn
+from chatproject.contract.messages import MAX_TOP_LOGPROBS, Role, Turn
 from chatproject.generations.params import MAX_SEED, Params, is_storable, parse_params
 
 MAX_MESSAGES: Final = 2_000
 
-_Request = TypeVar("_Request", bound=BaseModel)
+_Request = TypeVar("_Request", bound="_Sampling")
 _ROLES: Final[dict[str, Role]] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant"
 }  # fmt: skip
@@ -75,12 +75,21 @@ class ChatMessage(_Schema):
 
 
 class _Sampling(_Schema):
+    # Known to OpenAI's clients at this address only, and not served; the value says which setting asks for nothing.
+    cannot: ClassVar[Mapping[str, Callable[[Any], bool]]] = {}
+
     model: Slug | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
     seed: Annotated[int | None, BeforeValidator(_seed)] = None
     stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Any = None
+    top_k: int | None = None  # this and the next two are ours
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -89,9 +98,15 @@ class _Sampling(_Schema):
         return parse_params(
             {
                 "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self._most(), "seed": self.seed,
-                "stop": self.stop,
-            }
+                "stop": self.stop, "presence_penalty": self.presence_penalty,
+                "frequency_penalty": self.frequency_penalty, "logit_bias": self.logit_bias, "top_k": self.top_k,
+                "min_p": self.min_p, "repetition_penalty": self.repetition_penalty, "logprobs": self._num_logprobs(),
+            },
+            has_logprobs=True,
         )  # fmt: skip
+
+    def _num_logprobs(self) -> int | None:
+        return None
 
     def _most(self) -> int | None:
         return self.max_tokens
@@ -107,6 +122,13 @@ class ChatRequest(_Sampling):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+
+    def _num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError("top_logprobs is only allowed when logprobs is true.", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def _most(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -119,6 +141,8 @@ class ChatRequest(_Sampling):
 class CompletionRequest(_Sampling):
     """The body of `/v1/completions`: the prompt is one user turn, because only chat models are served."""
 
+    cannot: ClassVar[Mapping[str, Callable[[Any], bool]]] = {"logprobs": lambda value: value is None}
+
     prompt: Annotated[str, BeforeValidator(_storable), BeforeValidator(lambda value: _only(value))]
 
     def turns(self) -> tuple[Turn, ...]:
@@ -129,7 +153,7 @@ class CompletionRequest(_Sampling):
 def parse(schema: type[_Request], body: bytes) -> _Request:
     """Read a request. Raises ApiError(400) that names the field."""
     fields = load_json(body)
-    for name, is_neutral in _CANNOT.items():
+    for name, is_neutral in {**_CANNOT, **schema.cannot}.items():
         if name in fields and not is_neutral(fields[name]):
             raise ApiError(f"{name} is not supported by this service. Leave it out.", param=name, code="unsupported")
     for index, message in enumerate(_list(fields.get("messages"))):
@@ -179,11 +203,6 @@ _CANNOT: Final[Mapping[str, Callable[[Any], bool]]] = {
     "tool_choice": lambda value: value in (None, "none", "auto"),
     "functions": _empty,
     "function_call": lambda value: value in (None, "none", "auto"),
-    "logprobs": lambda value: value is None or value is False,
-    "top_logprobs": lambda value: value in (None, 0),
-    "logit_bias": _empty,
-    "presence_penalty": lambda value: value in (None, 0),
-    "frequency_penalty": lambda value: value in (None, 0),
     "response_format": lambda value: value is None or (isinstance(value, dict) and value.get("type") == "text"),
     "audio": lambda value: value is None,
     "modalities": lambda value: value in (None, ["text"]),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import calendar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatproject.api.answer import Accepted
-from chatproject.contract.frames import End
+from chatproject.contract.frames import End, TokenLogprob
 from chatproject.contract.messages import Usage
 from chatproject.generations.models import ServedModel
 
@@ -21,12 +22,16 @@ class Shape:
     chunk: str
     is_chat: bool
 
-    def body(self, accepted: Accepted, text: str, end: End) -> dict[str, Any]:
-        """Return the whole answer."""
+    def body(
+        self, accepted: Accepted, text: str, end: End, logprobs: Sequence[TokenLogprob] | None = None
+    ) -> dict[str, Any]:
+        """Return the whole answer; ``logprobs`` is None where nobody asked for them."""
         answer = (
             {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
         )
-        choice = {"index": 0, **answer, "logprobs": None, "finish_reason": str(end.reason)}
+        # Where there is text and no logprob its log is gone, and they with it.
+        told = None if logprobs is None or (text and not logprobs) else _logprobs(logprobs)
+        choice = {"index": 0, **answer, "logprobs": told, "finish_reason": str(end.reason)}
         return {**self._head(accepted, self.whole), "choices": [choice], "usage": usage(end.usage)}
 
     def first(self, accepted: Accepted, *, with_usage: bool) -> dict[str, Any] | None:
@@ -35,9 +40,14 @@ class Shape:
             return None
         return self._chunk(accepted, {"delta": {"role": "assistant", "content": ""}}, None, with_usage)
 
-    def piece(self, accepted: Accepted, text: str, *, with_usage: bool) -> dict[str, Any]:
+    def piece(
+        self, accepted: Accepted, text: str, logprobs: Sequence[TokenLogprob] | None = None, *, with_usage: bool
+    ) -> dict[str, Any]:
         """Return the chunk of a delta."""
-        return self._chunk(accepted, {"delta": {"content": text}} if self.is_chat else {"text": text}, None, with_usage)
+        part: dict[str, Any] = {"delta": {"content": text}} if self.is_chat else {"text": text}
+        if logprobs:
+            part["logprobs"] = _logprobs(logprobs)
+        return self._chunk(accepted, part, None, with_usage)
 
     def last(self, accepted: Accepted, end: End, *, with_usage: bool) -> dict[str, Any]:
         """Return the chunk that says why the answer ended."""
@@ -49,7 +59,7 @@ class Shape:
         return {**self._head(accepted, self.chunk), "choices": [], "usage": usage(end.usage)}
 
     def _chunk(self, accepted: Accepted, part: dict[str, Any], reason: str | None, with_usage: bool) -> dict[str, Any]:
-        choice = {"index": 0, **part, "logprobs": None, "finish_reason": reason}
+        choice = {"index": 0, "logprobs": None, **part, "finish_reason": reason}
         body = {**self._head(accepted, self.chunk), "choices": [choice]}
         return {**body, "usage": None} if with_usage else body
 
@@ -64,6 +74,22 @@ class Shape:
 
 CHAT = Shape(prefix="chatcmpl-", whole="chat.completion", chunk="chat.completion.chunk", is_chat=True)
 TEXT = Shape(prefix="cmpl-", whole="text_completion", chunk="text_completion", is_chat=False)
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [
+        {
+            **_token(item.piece, item.logprob),
+            "top_logprobs": [_token(piece, logprob) for piece, logprob in item.top],
+        }
+        for item in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(piece: bytes, logprob: float) -> dict[str, Any]:
+    # Part of a character shows as U+FFFD; the bytes, joined over tokens, are exact.
+    return {"token": piece.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(piece)}
 
 
 def usage(used: Usage) -> dict[str, Any]:

@@ -91,7 +91,17 @@ def test_content_may_be_parts_and_the_developer_speaks_as_system(client: openai.
     [
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"extra_body": {"logprobs": 1}}, "logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"logit_bias": {"5": 200}}, "logit_bias"),
+        ({"logit_bias": {"word": 1}}, "logit_bias"),
+        ({"extra_body": {"logit_bias": [1]}}, "logit_bias"),
+        ({"extra_body": {"top_k": -1}}, "top_k"),
+        ({"extra_body": {"min_p": 1.5}}, "min_p"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -110,6 +120,41 @@ def test_what_cannot_be_done_is_refused_by_name(client: openai.OpenAI, change: d
         client.chat.completions.create(**{"model": "demo", "messages": ASK, **change})
     assert refusal.value.param == param
     assert param.split("[")[0] in refusal.value.message
+
+
+def test_logprobs_come_with_every_token_whole_and_streamed(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": client.models.list().data[0].id, "messages": ASK, "max_tokens": 12, "logprobs": True,
+        "top_logprobs": 3, "presence_penalty": 0.5, "frequency_penalty": -2, "logit_bias": {"5": -100},
+        "extra_body": {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1},
+    }  # fmt: skip
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.logprobs is not None
+    told = choice.logprobs.content or []
+    assert len(told) == 12
+    assert "".join(item.token for item in told) == choice.message.content
+    for item in told:
+        assert bytes(item.bytes or []).decode() == item.token
+        assert item.top_logprobs[0].token == item.token
+        assert len(item.top_logprobs) == 3
+        assert item.logprob == item.top_logprobs[0].logprob < 0
+    streamed = [
+        item
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for item in chunk.choices[0].logprobs.content or []
+    ]
+    assert streamed == told
+    bare = client.chat.completions.create(**(asked | {"top_logprobs": None})).choices[0].logprobs
+    assert bare is not None
+    assert [item.top_logprobs for item in bare.content or []] == [[]] * 12
+    plain = client.chat.completions.create(**(asked | {"logprobs": False, "top_logprobs": None})).choices[0]
+    assert plain.logprobs is None
+
+
+def test_a_text_completion_has_no_logprobs(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        client.completions.create(model="demo", prompt="hi", logprobs=1)
 
 
 def test_unknown_fields_are_left_out(client: openai.OpenAI) -> None:
