@@ -18,7 +18,7 @@ help:
 	@echo "make fix     format, and repair what ruff can"
 	@echo "make setup   make .venv with everything for run and test"
 	@echo "make bench   measure against the peers that are importable (bench-peers builds the slow ones)"
-	@echo "make chaos   break things on purpose and check the invariants"
+	@echo "make chaos   break things on purpose and check the invariants (ARGS=--help says how)"
 	@echo "make pins    resolve requirements/*.in again"
 
 setup:
@@ -58,7 +58,7 @@ bench-peers:
 
 chaos:
 	$(INSTALL) dev
-	$(PY) manage.py chaos
+	$(PY) manage.py chaos $(ARGS)
 
 pins:
 	$(INSTALL) dev

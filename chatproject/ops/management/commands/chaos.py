@@ -15,13 +15,16 @@ class Command(BaseCommand):
 
     help = "Break things on purpose and check the invariants (needs the checkout's tests/)."
 
-    def add_arguments(self, parser: Any) -> None:
-        """Pass everything on."""
-        parser.add_argument("arguments", nargs="*", help="passed on to tests.chaos")
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Leave every option to the harness, `--help` too."""
+        try:
+            self.handle(*argv[2:])
+        except CommandError as error:
+            sys.exit(f"{error}")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run `python -m tests.chaos`; its status is ours."""
         if not (settings.BASE_DIR / "tests" / "chaos" / "__main__.py").is_file():
             raise CommandError("There is no chaos harness in this checkout yet (tests/chaos).")
-        command = [sys.executable, "-m", "tests.chaos", *options["arguments"]]
+        command = [sys.executable, "-m", "tests.chaos", *args]
         sys.exit(subprocess.run(command, cwd=settings.BASE_DIR, check=False).returncode)

@@ -1,0 +1,189 @@
+"""The invariants of DESIGN.md section 9, from what users saw, what was broken, and what the database holds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos.chats import Chat, View
+from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA
+from tests.chaos.nemesis import Done
+
+LOST_TICKET_S = 3.0
+NEXT_DELTA_S = 10.0
+
+
+@dataclass
+class Verdict:
+    """Named counts of what must be zero, and figures."""
+
+    broken: dict[str, list[str]] = field(default_factory=dict)  # invariant: what broke it
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    void: str = ""  # why the run proves nothing
+
+    def check(self, invariant: str, offenders: Sequence[str]) -> None:
+        """Note an invariant with those that broke it."""
+        self.broken.setdefault(invariant, []).extend(offenders)
+
+    @property
+    def is_good(self) -> bool:
+        return not self.void and not any(self.broken.values())
+
+
+def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any], left: Sequence[str]) -> Verdict:
+    """Judge a run. ``left`` are keys of Redis that nobody should have left at rest."""
+    verdict = Verdict()
+    rows = {row["id"]: row for row in database["rows"]}
+    accepted = [chat for chat in chats if chat.generation is not None]
+    problems = [
+        (chat, problem)
+        for chat in accepted
+        for problem in [*chat.problems, *(problem for view in chat.views for problem in view.problems)]
+    ]
+    verdict.check("lost", [_name(chat) + why for chat in accepted if (why := _why_lost(chat, rows))])
+    for word in ("doubled", "gap", "reordered", "foreign"):
+        verdict.check(word, [f"{_name(chat)}: {text}" for chat, text in problems if text.startswith(word)])
+    verdict.check("stored = streamed", [_name(chat) + why for chat in accepted if (why := _why_differs(chat, rows))])
+    verdict.check("one row per message", _row_problems(accepted, database["rows"], rows))
+    charged = Counter(database["charged"])
+    verdict.check("charged once", [_name(chat) for chat in accepted if charged[str(chat.generation)] != 1])
+    verdict.check("reservation left", [str(database["reserved"])] if database["reserved"] else [])
+    verdict.check("left in Redis at rest", list(left))
+    verdict.check("replaced without cause", [_name(chat) for chat in accepted if _is_replaced(chat, faults)])
+    verdict.check("ticket lost: starts within 3 s", _late_starts(accepted, faults, verdict))
+    _figures(chats, accepted, faults, verdict)
+    return verdict
+
+
+def _name(chat: Chat) -> str:
+    return f"chat {chat.number} ({chat.generation})"
+
+
+def _why_lost(chat: Chat, rows: dict[str, Any]) -> str:
+    row = rows.get(str(chat.generation))
+    if row is None:
+        return ": accepted, but there is no row"
+    if row["status"] == "accepted":
+        return ": accepted, and never ended"
+    if row["status"] in ("failed", "expired"):
+        return f": {row['status']} ({row['code']})"
+    if row["status"] == "cancelled" and not chat.is_stopped:
+        return ": cancelled by nobody"
+    if row["status"] == "done" and row["completion_tokens"] != chat.max_tokens:
+        return f": {row['completion_tokens']} tokens of {chat.max_tokens}"
+    return "" if all(view.end for view in chat.views) else ": a reader never saw the end"
+
+
+def _why_differs(chat: Chat, rows: dict[str, Any]) -> str:
+    row = rows.get(str(chat.generation))
+    if row is None:
+        return ""
+    ends = {"done": "finished", "cancelled": "finished", "failed": "failed", "expired": "failed"}
+    for view in chat.views:
+        if view.end is None:
+            continue
+        if view.text != row["answer"]:
+            return f": {len(view.text)} characters shown, {len(row['answer'])} stored"
+        if view.end["type"] != ends.get(row["status"]) or (view.end.get("reason") == "cancelled") != (
+            row["status"] == "cancelled"
+        ):
+            return f": shown {view.end['type']} {view.end.get('reason', '')}, stored {row['status']}"
+        if any("checksum" in problem for problem in view.problems):
+            return ": the checksum is of another text"
+    return ""
+
+
+def _row_problems(accepted: Sequence[Chat], all_rows: list[Any], rows: dict[str, Any]) -> list[str]:
+    per_message = Counter((row["user"], row["client_id"]) for row in all_rows)
+    found = [f"{number} rows for {client_id}" for (_, client_id), number in per_message.items() if number > 1]
+    for chat in accepted:
+        ids = {frame["generation"] for frame in chat.accepted}
+        if len(ids) > 1:
+            found.append(f"{_name(chat)}: accepted as {len(ids)} generations")
+        row = rows.get(str(chat.generation))
+        if row is not None and row["user"] != chat.user:
+            found.append(f"{_name(chat)}: the row is another user's")
+    return found
+
+
+def _is_replaced(chat: Chat, faults: Sequence[Done]) -> bool:
+    if not any(view.replacements for view in chat.views):
+        return False
+    lost_data = any(fault.kind in LOSES_DATA for fault in faults)
+    its_worker_died = any(
+        fault.kind in KILLS_WORKERS and chat.generation in fault.hit.get("running", ()) for fault in faults
+    )
+    return not (lost_data and its_worker_died)
+
+
+def _late_starts(accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verdict) -> list[str]:
+    """Those accepted while every ticket vanished, and nothing else was broken around them."""
+    delays = []
+    for fault in faults:
+        if fault.kind != "drop_tickets":
+            continue
+        others = [other for other in faults if other is not fault]
+        for chat in accepted:
+            at, started = chat.accepted_at or 0.0, chat.view.started_at
+            if not fault.began <= at <= fault.ended or started is None:
+                continue
+            if all(other.ended < at - 15 or other.began > started for other in others):
+                # The last ticket was dropped at the fault's end at the latest.
+                delays.append((max(0.0, started - max(at, fault.ended)), chat))
+    verdict.figures.append(("start after a lost ticket, max", _seconds([delay for delay, _ in delays], 1.0)))
+    return [f"{_name(chat)}: {delay:.1f} s" for delay, chat in delays if delay > LOST_TICKET_S]
+
+
+def _figures(chats: Sequence[Chat], accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verdict) -> None:
+    by_id = {chat.generation: chat for chat in accepted}
+    pauses, hits, kills = [], 0, 0
+    for fault in faults:
+        if fault.kind != "kill_worker" or not fault.hit.get("did"):
+            continue
+        kills += 1
+        running = [by_id[id_] for id_ in fault.hit["running"] if id_ in by_id]
+        hits += any((chat.view.end is None or _end_at(chat.view) > fault.began) for chat in running)
+        # A kill soon after another fault measures that one too.
+        pauses += [pause for chat in running if (pause := _pause(chat.view, fault.began)) is not None]
+    figures = verdict.figures
+    figures += [
+        ("chats accepted / asked", f"{len(accepted)} / {len(chats)}"),
+        ("faults", ", ".join(f"{kind} {num}" for kind, num in sorted(Counter(f.kind for f in faults).items()))),
+        ("kills of a worker that hit a running generation", f"{hits} of {kills}"),
+        ("deltas shown", str(sum(len(view.deltas_at) for chat in accepted for view in chat.views))),
+        ("sockets per chat, mean", f"{sum(chat.sockets for chat in chats) / max(1, len(chats)):.2f}"),
+        ("replacements", str(sum(view.replacements for chat in accepted for view in chat.views))),
+        ("kill -9 to the next delta, p50 / p95 / p99 / n",
+         f"{_seconds(pauses, .5)} / {_seconds(pauses, .95)} / {_seconds(pauses, .99)} / {len(pauses)}"),
+        ("accept, p50 / p99", " / ".join(
+            _seconds([(chat.accepted_at or 0) - chat.asked_at for chat in accepted], q) for q in (.5, .99))),
+    ]  # fmt: skip
+    if kills and hits / kills < 0.3:
+        verdict.void = f"only {hits} of {kills} kills hit a running generation"
+    if not accepted:
+        verdict.void = "no chat was accepted"
+
+
+def _pause(view: View, killed_at: float) -> float | None:
+    """Return the longest silence that began around the kill: frames on their way may still come after it."""
+    times = [at for at in view.deltas_at if at >= killed_at - 1.0]
+    after = [at for at in times if at >= killed_at]
+    if not after:
+        return None
+    gaps = [(late - max(early, killed_at), late) for early, late in zip([killed_at, *after], after, strict=False)]
+    near = [gap for gap, late in gaps if late - gap <= killed_at + 1.0]
+    return max(near) if near else None
+
+
+def _end_at(view: View) -> float:
+    return view.deltas_at[-1] if view.deltas_at else math.inf
+
+
+def _seconds(values: Sequence[float], quantile: float) -> str:
+    if not values:
+        return "-"
+    ordered = sorted(values)
+    return f"{ordered[min(len(ordered) - 1, math.ceil(quantile * len(ordered)) - 1)]:.2f} s"

@@ -1,0 +1,104 @@
+"""The service under test: `manage.py up` in a copy of the checkout, all real processes, and its database."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tests.chaos.options import Options
+from tests.servers import postgresql_server
+from tests.service import Service, running
+
+WEBS, WORKERS, USERS = 2, 3, 4
+_PLANTED = Path(__file__).parent / "planted"
+
+_MAKE_USERS = """
+from chatproject.accounts import keys
+from chatproject.accounts.models import Plan, User
+made = {}
+for number in range(%d):
+    user = User.objects.create(username=f"user{number}", plan=Plan.objects.get(name="unlimited"))
+    made[str(user.pk)] = keys.create(user=user, name="chaos")[1]
+print(json.dumps(made))
+"""
+_READ_ALL = """
+from chatproject.accounts.models import DailyUse, Reservation, UsageRecord
+from chatproject.generations.models import Generation
+print(json.dumps({
+    "rows": [
+        {"id": str(row.id), "user": str(row.user_id), "client_id": row.client_id, "status": row.status,
+         "answer": row.answer, "code": row.code, "sha256": row.sha256, "thread": str(row.thread),
+         "completion_tokens": row.completion_tokens, "deaths": row.deaths}
+        for row in Generation.objects.defer("request")
+    ],
+    "charged": [str(id_) for id_ in UsageRecord.objects.values_list("generation_id", flat=True)],
+    "reserved": Reservation.objects.count() + sum(use.tokens_reserved for use in DailyUse.objects.all()),
+}))
+"""
+
+
+@dataclass
+class Cluster:
+    """A running service."""
+
+    service: Service
+    users: dict[str, str]  # id: key
+
+    @property
+    def urls(self) -> list[str]:
+        """Every web process's own; there is no balancer before them."""
+        host, _, port = self.service.url.rpartition(":")
+        return [f"{host}:{int(port.rstrip('/')) + index}" for index in range(WEBS)]
+
+    def pids(self, role: str) -> list[int]:
+        """Return the processes of a role now."""
+        found: list[int] = self.service.state["processes"][role]
+        return found
+
+    def redis(self, timeout_s: float = 1.0) -> redis.Redis:
+        """Return a client of one's own: the nemesis breaks connections."""
+        return redis.Redis.from_url(self.service.state["redis"], decode_responses=True, socket_timeout=timeout_s)
+
+    def read_all(self) -> dict[str, Any]:
+        """Return what the database holds: rows, charged, reserved."""
+        found: dict[str, Any] = json.loads(_django(self.service, _READ_ALL))
+        return found
+
+
+@contextmanager
+def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
+    """Start everything; yield when it is ready."""
+    with ExitStack() as stack:
+        environment = {
+            "CHAT_ENGINE": "fake", "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
+        }  # fmt: skip
+        if options.database == "postgres":
+            environment["DATABASE_URL"] = stack.enter_context(postgresql_server())
+        if options.defect:
+            environment |= {"PYTHONPATH": str(_PLANTED), "CHAOS_DEFECT": options.defect}
+        service = stack.enter_context(running(directory, **environment))
+        yield Cluster(service=service, users=json.loads(_django(service, _MAKE_USERS % USERS)))
+
+
+def _django(service: Service, script: str) -> str:
+    state = service.state
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, django\ndjango.setup()\n{script}"], cwd=service.root, text=True,
+        capture_output=True, timeout=120, check=False,
+        env={
+            "PATH": os.environ["PATH"], "DJANGO_SETTINGS_MODULE": "chatproject.settings", "REDIS_URL": state["redis"],
+            "DATABASE_URL": state["database"],
+        },
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-2000:])
+    return done.stdout.splitlines()[-1]

@@ -1,0 +1,47 @@
+"""What one run is asked to do."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One run; the seed chooses users and faults, the machine chooses the rest."""
+
+    seed: int
+    chats: int
+    faults: int
+    seconds: float  # over which chats and faults are spread
+    database: str  # sqlite or postgres
+    defect: str  # of `planted`, or empty
+    keep: str  # where to leave history and logs; empty: nowhere
+    only: tuple[str, ...]  # kinds of faults; empty: all
+
+
+def read(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line."""
+    from tests.chaos.faults import FAULTS
+    from tests.chaos.planted.sitecustomize import DEFECTS
+
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=None, help="the same users and faults again (default: drawn)")
+    parser.add_argument("--chats", type=int, default=300)
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0, help="over which they are spread (default: 6 a fault)")
+    parser.add_argument("--quick", action="store_true", help="100 chats and 10 faults, under 2 minutes")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
+    parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
+    parser.add_argument("--keep", default="", metavar="DIR", help="leave the history and the logs there")
+    found = parser.parse_args(arguments)
+    chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
+    seconds = found.seconds or (50.0 if found.quick else max(20.0, faults * 6.0))
+    seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed
+    return Options(
+        seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,
+        keep=found.keep, only=tuple(found.only),
+    )  # fmt: skip

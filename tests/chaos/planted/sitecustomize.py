@@ -1,0 +1,173 @@
+"""Seeded defects for the harness, in the service's own processes: product code knows nothing of them.
+
+Python imports a module of this name at its start when its directory is on PYTHONPATH; `tests.chaos.cluster` puts it
+there for a run with ``--defect`` alone. A defect waits until the module it spoils has been imported.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+Spoil = Callable[[ModuleType], None]
+
+
+def _no_sweep(module: ModuleType) -> None:
+    module.Sweeper._bring_back = lambda self, row: None
+
+
+def _no_top_up_of_sweeper(module: ModuleType) -> None:
+    module._ring_for_waiting = lambda models: None
+
+
+def _no_top_up_of_worker(module: ModuleType) -> None:
+    module.Doorman._ring = lambda self, c: None
+
+
+def _no_gap_check(module: ModuleType) -> None:
+    def offer(self: Any, frame: Any) -> Any:
+        self._pass(frame)
+        return module.Verdict.SHOW
+
+    module.Cursor.offer = offer
+
+
+def _drop_a_message_in_ten(module: ModuleType) -> None:
+    """What the channel layer may do at any time; a reader without a gap check shows it."""
+    take, count = module.Hub._take, [0]
+
+    def lossy(self: Any, message: Any) -> None:
+        count[0] += 1
+        if count[0] % 10:
+            take(self, message)
+
+    module.Hub._take = lossy
+
+
+def _channel_layer_alone(module: ModuleType) -> None:
+    """The answer comes over the channel layer, and nobody reads the log."""
+    _drop_a_message_in_ten(module)
+    module.Hub._ask_log = lambda self, stream: None
+
+
+def _settle_outside(module: ModuleType) -> None:
+    import threading
+
+    settle = module.quotas.settle
+
+    def later(**fields: Any) -> bool:
+        threading.Timer(1.0, settle, kwargs=fields).start()
+        return True
+
+    from types import SimpleNamespace
+
+    module.quotas = SimpleNamespace(settle=later)
+
+
+def _finished_before_the_commit(module: ModuleType) -> None:
+    """The worker shows its own end."""
+    frame = module.ActiveGeneration._frame
+
+    def show_all(self: Any, new: Any) -> None:
+        frame(self, new)
+        if new.kind == "end" and new not in self.unsent:
+            self.unsent.append(new)
+
+    module.ActiveGeneration._frame = show_all
+
+
+def _records_slow(module: ModuleType) -> None:
+    """Time enough for the nemesis between the frame and the commit; harmless by itself."""
+    import time
+
+    store = module.store
+
+    def slow(generation_id: str) -> Any:
+        time.sleep(0.3)
+        return store(generation_id)
+
+    module.store = slow
+
+
+def _no_idempotency(module: ModuleType) -> None:
+    import uuid
+    from dataclasses import replace
+
+    accept = module.accept
+
+    def accept_anew(draft: Any) -> Any:
+        return accept(replace(draft, client_id=str(uuid.uuid4()), thread=uuid.uuid4()))
+
+    module.accept = accept_anew
+
+
+def _fence_by_attempt(module: ModuleType) -> None:
+    from dataclasses import replace
+
+    wrong = module.CLAIM.source.replace(
+        "local run = next_run(last_run)", "local run = tonumber(cjson.decode(request).attempt)"
+    )
+    assert wrong != module.CLAIM.source
+    module.ALL = tuple(replace(each, source=wrong) if each is module.CLAIM else each for each in module.ALL)
+    module.CLAIM = replace(module.CLAIM, source=wrong)
+
+
+# Defect: what it spoils, the faults that bring it to light, and the invariants of which one must break.
+DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = {
+    "no_sweep": ({"chatproject.generations.sweeper": _no_sweep}, ("kill_worker",), ("lost",)),
+    "no_top_up": (
+        {"chatproject.generations.sweeper": _no_top_up_of_sweeper, "workers.bootsteps": _no_top_up_of_worker},
+        ("drop_tickets",), ("lost", "ticket lost: starts within 3 s"),
+    ),
+    "fence_by_attempt": ({"chatproject.contract.scripts": _fence_by_attempt}, ("kill_worker",), ("lost",)),
+    "no_gap_check": (
+        {"chatproject.generations.streaming.cursor": _no_gap_check,
+         "chatproject.generations.streaming.hub": _drop_a_message_in_ten},
+        ("kill_web",), ("gap",),
+    ),
+    "channel_layer_alone": (
+        {"chatproject.generations.streaming.hub": _channel_layer_alone}, ("kill_web",), ("lost",),
+    ),
+    "settle_outside_the_transaction": (
+        {"chatproject.generations.records": _settle_outside}, ("kill_records",), ("charged once",),
+    ),
+    "finished_before_the_commit": (
+        {"workers.generation": _finished_before_the_commit, "chatproject.generations.records": _records_slow},
+        ("stop_worker", "flush_redis", "kill_worker"), ("stored = streamed", "lost", "doubled"),
+    ),
+    "no_idempotency": (
+        {"chatproject.generations.admission": _no_idempotency}, ("kill_web",), ("one row per message", "lost"),
+    ),
+}  # fmt: skip
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Spoils modules right after their import."""
+
+    def __init__(self, spoils: dict[str, Spoil]) -> None:
+        self._spoils = dict(spoils)
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        spoil = self._spoils.pop(name, None)
+        if spoil is None:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def spoiled(module: ModuleType) -> None:
+            execute(module)
+            spoil(module)
+
+        spec.loader.exec_module = spoiled  # type: ignore[method-assign]
+        return spec
+
+
+if os.environ.get("CHAOS_DEFECT"):
+    sys.meta_path.insert(0, _Finder(DEFECTS[os.environ["CHAOS_DEFECT"]][0]))

@@ -1,0 +1,27 @@
+"""The verdict as people read it."""
+
+from __future__ import annotations
+
+from tests.chaos.checker import Verdict
+from tests.chaos.options import Options
+
+_EXAMPLES = 5
+
+
+def text_of(verdict: Verdict, wanted: Options) -> str:
+    """Return the table: what must be zero, then figures, then what broke it."""
+    rows = [(name, "0" if not found else f"{len(found)}  BROKEN") for name, found in verdict.broken.items()]
+    width = max(len(name) for name, _ in [*rows, *verdict.figures])
+    lines = [f"| {name:<{width}} | {value}" for name, value in rows]
+    lines += ["|" + "-" * (width + 2) + "|"] + [f"| {name:<{width}} | {value}" for name, value in verdict.figures]
+    for name, found in verdict.broken.items():
+        lines += [f"  {name}: {what}" for what in found[:_EXAMPLES]]
+        if len(found) > _EXAMPLES:
+            lines.append(f"  {name}: and {len(found) - _EXAMPLES} more")
+    if verdict.void:
+        lines.append(f"chaos: this run proves nothing: {verdict.void}")
+    result = "every invariant held" if verdict.is_good else "FAILED"
+    numbers = f"--seed {wanted.seed} --chats {wanted.chats} --faults {wanted.faults} --seconds {wanted.seconds:g}"
+    again = f"make chaos ARGS='{numbers} --database {wanted.database}'"
+    lines.append(f"chaos: {result}. Again: {again}")
+    return "\n".join(lines)
