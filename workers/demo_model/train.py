@@ -73,7 +73,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=demo_tokenizer.VOCABULARY, hidden_size=256, intermediate_size=384, num_hidden_layers=4,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=demo_tokenizer.CONTEXT,
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, rms_norm_eps=1e-5, initializer_range=0.03,
         )
     )  # fmt: skip
@@ -172,12 +172,15 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 
 def train(directory: Path, minutes: float, start: Path | None) -> None:
-    """Train for ``minutes`` of wall time, from ``start`` or from nothing, and save model and tokenizer."""
+    """Train for ``minutes`` of wall time, from nothing or on from ``start``, and save model and tokenizer."""
     torch.manual_seed(0)
     # Never a new vocabulary for old weights: it depends on the data, and any change of the data scrambles it.
     tokenizer: Any = AutoTokenizer.from_pretrained(start) if start else demo_tokenizer.make()
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new_model(tokenizer)
     linear = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+    if model.config.tie_word_embeddings:  # An earlier run's: shared, rare words of questions drifted with the answers.
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     for module in linear:
         parametrize.register_parametrization(module, "weight", RoundedLikeGPTQ())
     parameters = dict(model.named_parameters())
@@ -188,16 +191,16 @@ def train(directory: Path, minutes: float, start: Path | None) -> None:
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)] + [*namer.parameters()]
     optimizers = (
         Muon(matrices, lr=MATRIX_RATE),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.97), weight_decay=0.01, fused=True),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
     )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     batches = Batches(tokenizer, seed=1 if start else 0)  # A run that goes on sees other conversations.
     begin, step, seen = time.monotonic(), 0, 0
     while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        RoundedLikeGPTQ.is_active = share >= ROUND_FROM
+        RoundedLikeGPTQ.is_active = bool(start) or share >= ROUND_FROM
         phase = next(phase for phase in PHASES if share < phase.until)
         for optimizer, peak in zip(optimizers, (MATRIX_RATE, OTHER_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * _rate(share)
+            optimizer.param_groups[0]["lr"] = peak * _rate(share, goes_on=bool(start))
         loss = _loss(model, namer, *batches.draw(phase))
         model.zero_grad()
         namer.zero_grad()
@@ -233,11 +236,11 @@ def _loss(model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tenso
     return (losses * marks).sum() / marks.sum() + NAMED * named
 
 
-def _rate(share: float) -> float:
-    """Up in a moment, level for half of the run, then straight down."""
+def _rate(share: float, *, goes_on: bool) -> float:
+    """Up in a moment, level for half of the run, then straight down; of a run that goes on, down all the way."""
     if share < WARM_UP:
         return share / WARM_UP
-    return min(1.0, 0.01 + 0.99 * (1 - share) / 0.55)
+    return min(1.0, 0.01 + 0.99 * (1 - share) / (1.6 if goes_on else 0.55))
 
 
 def main() -> None:
