@@ -28,6 +28,22 @@ _queue = Histogram(
     "chat_queue_seconds", "Accepted to claimed, of ended generations.", registry=REGISTRY,
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600),
 )  # fmt: skip
+_prefill = Histogram(
+    "chat_prefill_seconds", "Claimed to first token, of ended generations that had one.", registry=REGISTRY,
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)  # fmt: skip
+_decode = Histogram(
+    "chat_decode_seconds", "First token to end, of ended generations that had one.", registry=REGISTRY,
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)  # fmt: skip
+_rate = Histogram(
+    "chat_tokens_per_second", "Tokens per second of one generation, after its first token.", registry=REGISTRY,
+    buckets=(1, 2.5, 5, 10, 20, 30, 50, 75, 100, 150, 250, 500),
+)  # fmt: skip
+_rows = Histogram(
+    "chat_batched_rows", "Mean rows of the decode steps of one generation.", registry=REGISTRY,
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)  # fmt: skip
 _requests = Counter("chat_api_responses_total", "Answers of the API.", ["route", "status"], registry=REGISTRY)
 
 
@@ -46,8 +62,16 @@ def ended(*, status: str, usage: Usage) -> None:
     _ended.labels(str(status)).inc()
     _tokens.labels("prompt").inc(max(0, usage.prompt_tokens))
     _tokens.labels("completion").inc(max(0, usage.completion_tokens))
+    _tokens.labels("cached").inc(max(0, usage.cached_tokens))
     _gpu_seconds.inc(max(0.0, usage.engine_s))
     _queue.observe(usage.queue_ms / 1000)
+    if usage.decode_ms:
+        _prefill.observe(usage.prefill_ms / 1000)
+        _decode.observe(usage.decode_ms / 1000)
+    if usage.tokens_per_s > 0:
+        _rate.observe(usage.tokens_per_s)
+    if usage.mean_rows > 0:
+        _rows.observe(usage.mean_rows)
 
 
 def api_answered(*, route: str, status: int) -> None:

@@ -143,6 +143,8 @@ def _end_of(finish: Finish, *, queue_ms: int, dropped_turns: int) -> End:
         prompt_tokens=finish.prompt_tokens, completion_tokens=finish.completion_tokens,
         cached_tokens=finish.cached_tokens, dropped_turns=dropped_turns, engine_s=round(finish.engine_s, 6),
         queue_ms=queue_ms, prefill_ms=round(finish.prefill_s * 1000), decode_ms=round(finish.decode_s * 1000),
+        tokens_per_s=round(finish.decode_tokens / finish.decode_s, 2) if finish.decode_s > 0 else 0.0,
+        mean_rows=round(finish.mean_rows, 2), kv_blocks=finish.kv_blocks,
     )  # fmt: skip
     if finish.reason == "failed":
         failure = finish.failure or Failure.ENGINE_ERROR

@@ -62,12 +62,15 @@ class Runtime:
         self._loop: EngineLoop | None = None
         self._claimed_at: dict[str, float] = {}  # by sequence id, until the engine is done
         self._seconds_per_generation = 0.0
+        self._started_at = time.monotonic()
+        self._load_s = 0.0
         self._is_draining = False
 
     # --- life
 
     def start(self) -> None:
         """Start the threads and load the model beside them; `models` is empty until it is there."""
+        self._started_at = time.monotonic()
         self._publisher.start()
         self._leases.start()
         self._control.start()
@@ -191,7 +194,12 @@ class Runtime:
             state="draining" if self._is_draining else ready,  # type: ignore[arg-type]
             slots=self.config.slots, running=len(self._claimed_at), steps=stats.steps,
             rows_per_step=round(stats.decode_rows / stats.decode_steps, 3) if stats.decode_steps else 0.0,
-            decode_steps=stats.decode_steps, tokens=stats.completion_tokens,
+            decode_steps=stats.decode_steps, tokens=stats.completion_tokens, prompt_tokens=stats.prompt_tokens,
+            cached_tokens=stats.cached_tokens, waiting=stats.waiting, preemptions=stats.preemptions,
+            kv_blocks=stats.num_blocks,
+            kv_used=round(1 - stats.free_blocks / stats.num_blocks, 4) if stats.num_blocks else 0.0,
+            up_s=round(time.monotonic() - self._started_at, 3), load_s=round(self._load_s, 3),
+            busy_s=round(stats.busy_s, 3), idle_s=round(stats.idle_s, 3),
         )  # fmt: skip
 
     def model_status(self) -> ModelStatus | None:
@@ -223,6 +231,7 @@ class Runtime:
         except BaseException:
             log.critical("The model cannot be loaded.", exc_info=True)
             os._exit(EXIT_NO_MODEL)
+        self._load_s = time.monotonic() - self._started_at
         loop = EngineLoop(serving.runner, listener=self, on_fatal=self._fatal, step_tokens=self.config.step_tokens)
         loop.start()
         self._serving, self._loop = serving, loop

@@ -117,7 +117,10 @@ class Usage:
     engine_s: float = 0.0  # GPU-seconds (CPU-seconds of the engine on CPU)
     queue_ms: int = 0  # accepted to claimed, of the last run
     prefill_ms: int = 0
-    decode_ms: int = 0
+    decode_ms: int = 0  # of the last run, from its first token to the end
+    tokens_per_s: float = 0.0  # in that time
+    mean_rows: float = 0.0  # of the decode steps in that time: with how many it was batched
+    kv_blocks: int = 0  # of the cache, held at the end
 
     def to_json(self) -> str:
         """Return the usage as compact JSON."""
@@ -126,9 +129,7 @@ class Usage:
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read a usage; unknown fields of a newer side are left out."""
-        fields = _object(text)
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in known})
+        return cls(**_known(cls, _object(text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +194,9 @@ class ModelStatus:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read a status. Raises ContractError when it is none."""
+        """Read a status; unknown fields of a newer side are left out. Raises ContractError when it is none."""
         try:
-            return cls(**_object(text))
+            return cls(**_known(cls, _object(text)))
         except TypeError as error:
             raise ContractError(f"not a model status: {error}") from error
 
@@ -214,6 +215,17 @@ class WorkerStatus:
     rows_per_step: float  # mean rows of a decode step since boot
     decode_steps: int = 0  # since boot
     tokens: int = 0  # completion tokens since boot
+    prompt_tokens: int = 0  # since boot
+    cached_tokens: int = 0  # of these, found in the cache
+    waiting: int = 0  # claimed, and not in a step yet
+    preemptions: int = 0  # since boot
+    kv_blocks: int = 0  # of the cache
+    kv_used: float = 0.0  # the part of them that running sequences hold
+    # Since boot, each timed by itself; load, busy and idle together are the wall time.
+    up_s: float = 0.0
+    load_s: float = 0.0  # loading the model
+    busy_s: float = 0.0  # in steps; shared out to the generations by tokens
+    idle_s: float = 0.0  # waiting for something to do
 
     def to_json(self) -> str:
         """Return the status as compact JSON."""
@@ -221,11 +233,16 @@ class WorkerStatus:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read a status. Raises ContractError when it is none."""
+        """Read a status; unknown fields of a newer side are left out. Raises ContractError when it is none."""
         try:
-            return cls(**_object(text))
+            return cls(**_known(cls, _object(text)))
         except TypeError as error:
             raise ContractError(f"not a worker status: {error}") from error
+
+
+def _known(kind: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def _object(text: str | bytes) -> dict[str, Any]:

@@ -88,6 +88,10 @@ class Generation(models.Model):
     queue_ms = models.PositiveIntegerField(default=0)
     prefill_ms = models.PositiveIntegerField(default=0)
     decode_ms = models.PositiveIntegerField(default=0)
+    # Without a default: SQLite then adds the column in place, and the trigger of 0002 stays.
+    tokens_per_s = models.FloatField(null=True, blank=True)
+    mean_rows = models.FloatField(null=True, blank=True, help_text="with how many it was batched")
+    kv_blocks = models.PositiveIntegerField(null=True, blank=True, help_text="of the cache, held at the end")
 
     class Meta:
         ordering: ClassVar = ["-accepted_at"]

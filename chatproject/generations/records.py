@@ -68,7 +68,8 @@ def end_of_row(row: Generation) -> End:
         usage=Usage(
             prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens, cached_tokens=row.cached_tokens,
             dropped_turns=row.dropped_turns, engine_s=row.engine_s, queue_ms=row.queue_ms, prefill_ms=row.prefill_ms,
-            decode_ms=row.decode_ms,
+            decode_ms=row.decode_ms, tokens_per_s=row.tokens_per_s or 0.0, mean_rows=row.mean_rows or 0.0,
+            kv_blocks=row.kv_blocks or 0,
         ),
     )  # fmt: skip
 
@@ -91,7 +92,8 @@ def _write(row: Generation, folded: Log) -> bool:
             sha256=frames.answer_sha256(folded.text), prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens, cached_tokens=usage.cached_tokens,
             dropped_turns=usage.dropped_turns, engine_s=usage.engine_s, queue_ms=usage.queue_ms,
-            prefill_ms=usage.prefill_ms, decode_ms=usage.decode_ms,
+            prefill_ms=usage.prefill_ms, decode_ms=usage.decode_ms, tokens_per_s=usage.tokens_per_s,
+            mean_rows=usage.mean_rows, kv_blocks=usage.kv_blocks,
         )  # fmt: skip
         if moved != 1:
             return False  # Another delivery of this outcome got here first.

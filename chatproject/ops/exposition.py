@@ -17,7 +17,9 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from chatproject import metrics, redis_client
 from chatproject.contract import names
+from chatproject.contract.messages import WorkerStatus
 from chatproject.generations import selectors
+from chatproject.ops.worker_figures import WorkerFigures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -52,17 +54,18 @@ def _render() -> bytes:
     waiting = Gauge("chat_generations_waiting", "Generations that wait.", ["model", "lane"], registry=now)
     running = Gauge("chat_generations_running", "Generations that run.", ["model"], registry=now)
     workers = Gauge("chat_workers_up", "Worker slots that answer.", ["model", "state"], registry=now)
-    rows = Gauge("chat_worker_rows_per_step", "Mean rows of a decode step.", ["slot"], registry=now)
+    alive: list[WorkerStatus] = []
     try:
         for (model, lane), count in _waiting().items():
             waiting.labels(model, lane).set(count)
-        for worker in selectors.workers():
+        alive = selectors.workers()
+        for worker in alive:
             workers.labels(worker.model, worker.state).inc()
             running.labels(worker.model).inc(worker.running)
-            rows.labels(worker.slot).set(worker.rows_per_step)
         up.set(1)
     except redis.RedisError:
         up.set(0)
+    now.register(WorkerFigures(alive))
     return metrics.render() + generate_latest(now)
 
 

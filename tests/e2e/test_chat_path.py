@@ -46,6 +46,10 @@ def stored(service: Running, heard: Heard) -> dict[str, object]:
     return body
 
 
+def metrics_page(service: Running) -> str:
+    return httpx.get(f"{service.url}/metrics").text
+
+
 async def test_twenty_sockets_are_batched_and_each_answer_is_whole(service: Running, server: redis.Redis) -> None:
     before = worker_status(server)
     sockets = [ChatSocket(service.url, service.key()) for _ in range(NUM_SOCKETS)]
@@ -64,6 +68,26 @@ async def test_twenty_sockets_are_batched_and_each_answer_is_whole(service: Runn
     after = worker_status(server)
     rows = after["rows_per_step"] * after["decode_steps"] - before["rows_per_step"] * before["decode_steps"]
     assert rows / (after["decode_steps"] - before["decode_steps"]) >= 10
+
+
+async def test_the_worker_accounts_for_its_time(service: Running, server: redis.Redis) -> None:
+    async with ChatSocket(service.url, service.key()) as socket:
+        heard = await socket.ask("account for it", max_tokens=50, seed=1)
+    usage = heard.end["usage"]
+    assert usage["mean_rows"] >= 1
+    assert usage["kv_blocks"] > 3
+    assert usage["tokens_per_s"] > 0
+
+    def adds_up() -> bool:
+        said = worker_status(server)
+        # A step or a wait that has just ended may not be in its sum yet.
+        parts_s, up_s = said["load_s"] + said["busy_s"] + said["idle_s"], said["up_s"]
+        return up_s > 20 and abs(up_s - parts_s) <= 0.005 * up_s
+
+    await eventually(adds_up, timeout_s=60)
+    page = metrics_page(service)
+    assert 'chat_worker_seconds_total{kind="idle",slot="w1"}' in page
+    assert "chat_tokens_per_second_count" in page
 
 
 async def test_stop_ends_an_answer_within_steps_and_frees_its_place(service: Running, server: redis.Redis) -> None:

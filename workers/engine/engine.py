@@ -47,6 +47,7 @@ class _Answer:
     end: int  # tokens of prompt and answer at which it is complete
     added_s: float
     first_token_s: float | None = None
+    at_first_token: tuple[int, int, int] = (0, 0, 0)  # decode steps, their rows, tokens before it
     engine_s: float = 0.0
 
 
@@ -72,7 +73,8 @@ class Engine:
         self._num_added = 0
         self._steps = self._decode_steps = self._decode_rows = 0
         self._prompt_tokens = self._completion_tokens = self._cached_tokens = 0
-        self._busy_s = self._idle_s = 0.0
+        self._busy_s = self._idle_s = self._dropped_s = 0.0
+        self._resting_since_s: float | None = None
         self._mark_s = clock()  # all time before it is counted, as busy or idle
 
     @property
@@ -129,6 +131,7 @@ class Engine:
         """Forget a sequence without a word: someone else serves it now."""
         answer = self._answers.pop(sequence_id, None)
         if answer is not None:
+            self._dropped_s += answer.engine_s
             self._scheduler.remove(answer.seq)
         if self._outputs:
             self._outputs = [output for output in self._outputs if output.sequence_id != sequence_id]
@@ -169,12 +172,15 @@ class Engine:
         """Call ``wait`` and count its time as idle. For the loop, when ``step`` had nothing to do."""
         begin_s = self._clock()
         self._busy_s += begin_s - self._mark_s
+        self._resting_since_s = begin_s
         wait()
         self._mark_s = self._clock()
+        self._resting_since_s = None
         self._idle_s += self._mark_s - begin_s
 
     def stats(self) -> EngineStats:
         """Return the counters. May be read from another thread; they then lie at most a step apart."""
+        resting_since_s = self._resting_since_s
         return EngineStats(
             steps=self._steps,
             decode_steps=self._decode_steps,
@@ -186,7 +192,9 @@ class Engine:
             waiting=self._scheduler.num_waiting,
             free_blocks=self._blocks.num_free,
             busy_s=self._busy_s,
-            idle_s=self._idle_s,
+            idle_s=self._idle_s + (self._clock() - resting_since_s if resting_since_s is not None else 0.0),
+            dropped_s=self._dropped_s,
+            num_blocks=self._runner.num_blocks,
             preemptions=self._scheduler.num_preemptions,
         )
 
@@ -263,6 +271,7 @@ class Engine:
                 num_decodes += num_tokens == 1
             else:
                 answer.first_token_s = now_s
+                answer.at_first_token = (self._decode_steps, self._decode_rows, len(seq.tokens))
                 self._prompt_tokens += seq.num_prompt
                 self._cached_tokens += seq.num_cached
             if token in eos_tokens:
@@ -313,6 +322,9 @@ class Engine:
             except Exception:
                 log.exception("The text of %s failed at its end.", seq.sequence_id)
                 reason, failure = "failed", failure or Failure.ENGINE_ERROR
+        kv_blocks = len(seq.table)
+        steps_before, rows_before, tokens_before = answer.at_first_token
+        num_steps, num_rows = self._decode_steps - steps_before, self._decode_rows - rows_before
         self._scheduler.remove(seq, is_suspect=failure is not None)
         del self._answers[seq.sequence_id]
         first_s = answer.first_token_s
@@ -326,6 +338,9 @@ class Engine:
             engine_s=answer.engine_s,
             prefill_s=(now_s if first_s is None else first_s) - answer.added_s,
             decode_s=0.0 if first_s is None else now_s - first_s,
+            decode_tokens=max(0, len(seq.tokens) - tokens_before - 1) if first_s is not None else 0,
+            mean_rows=num_rows / num_steps if first_s is not None and num_steps else 0.0,
+            kv_blocks=kv_blocks,
         )
         self._outputs.append(
             StepOutput(sequence_id=seq.sequence_id, tokens=tokens, text=text, finish=finish, logprobs=logprobs)

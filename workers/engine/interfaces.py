@@ -169,6 +169,9 @@ class Finish:
     engine_s: float = 0.0  # its share of the steps it was in, by tokens, this run only
     prefill_s: float = 0.0  # wall time in the engine until the first token of this run
     decode_s: float = 0.0  # wall time from then to the end
+    decode_tokens: int = 0  # of this run, after its first
+    mean_rows: float = 0.0  # of the decode steps in that time; 0: there was none
+    kv_blocks: int = 0  # held at the end, those shared with others too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,5 +207,7 @@ class EngineStats:
     waiting: int = 0
     free_blocks: int = 0
     busy_s: float = 0.0
-    idle_s: float = 0.0
+    idle_s: float = 0.0  # timed by itself, up to now
+    dropped_s: float = 0.0  # the part of busy_s that went to sequences without a Finish
+    num_blocks: int = 0
     preemptions: int = 0

@@ -20,7 +20,10 @@ from workers.store import Store
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db]
 DONE = End(
     status="done", reason=FinishReason.STOP,
-    usage=Usage(prompt_tokens=11, completion_tokens=2, engine_s=0.25, decode_ms=40),
+    usage=Usage(
+        prompt_tokens=11, completion_tokens=2, engine_s=0.25, decode_ms=40, tokens_per_s=25.0, mean_rows=3.5,
+        kv_blocks=2,
+    ),
 )  # fmt: skip
 
 
