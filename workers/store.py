@@ -37,7 +37,6 @@ class Claim:
     entries: tuple[Entry, ...]  # the same, as it lies in the log, the start of this run included
     channels: tuple[str, ...]  # who watches
     charged: float = 0.0  # cost that its user was charged for it at the claim
-    served: float = 0.0  # service that its user had had by then
     is_guaranteed: bool = False  # it is its lane's minimum share: no higher lane pushes it out
 
 
@@ -89,7 +88,7 @@ class Store:
         if answer[0] != "claimed":
             return None
         claim = _claim_of(answer, slot, boot)
-        return replace(claim, charged=cost, served=candidate.served, is_guaranteed=candidate.is_guaranteed)
+        return replace(claim, charged=cost, is_guaranteed=candidate.is_guaranteed)
 
     def charge(self, charges: Sequence[tuple[str, Lane, str, float, float]]) -> None:
         """Charge users for service, or give back, in one pipeline: (model, lane, user id, weight, cost) each."""

@@ -45,14 +45,14 @@ class FairUsers:
         self.floor = 0.0  # the service that the last one chosen had had: who was away is lifted to it
         self.clock = 0.0  # expected cost of all who were chosen so far
 
-    def join(self, user: str, *, at_least: float = 0.0) -> None:
+    def join(self, user: str) -> None:
         """Call when a user who had nothing waiting has something now. Who was away is not owed for it."""
         if user in self.turns:
             return
         if len(self.served) > PRUNE_AT:
             # Whoever is at or below the floor would be lifted to it anyway, so nothing is forgotten.
             self.served = {name: had for name, had in self.served.items() if had > self.floor or name in self.turns}
-        self.served[user] = max(self.served.get(user, 0.0), self.floor, at_least)
+        self.served[user] = max(self.served.get(user, 0.0), self.floor)
         self.clock += HAIR
         self.turns[user] = turn_of(self.served[user], self.clock)
 
@@ -180,7 +180,6 @@ class Candidate:
     lane: Lane
     generation_id: str
     about: About
-    served: float  # what its user has had
     is_guaranteed: bool  # it is its lane's minimum share: nobody is to push it out
 
 
@@ -197,11 +196,7 @@ def candidates(
     first = []
     for lane in shares.owed(heads):
         head = lines[lane].pop(0)
-        first.append(
-            Candidate(
-                lane=lane, generation_id=head.generation_id, about=head.about, served=head.served, is_guaranteed=True
-            )
-        )
+        first.append(Candidate(lane=lane, generation_id=head.generation_id, about=head.about, is_guaranteed=True))
     return first + [candidate for line in lines.values() for candidate in line]
 
 
@@ -261,7 +256,7 @@ def _of_lane(lane: WaitingLane, takes_last: bool) -> list[Candidate]:
     """Return the candidates of a lane: each user's first by turn, then each one's second, and so on."""
     depth = max((len(user.first) for user in lane.users), default=0)
     return [
-        Candidate(lane=lane.lane, generation_id=id_, about=about, served=user.served, is_guaranteed=False)
+        Candidate(lane=lane.lane, generation_id=id_, about=about, is_guaranteed=False)
         for place in range(depth)
         for user in lane.users
         for id_, about in user.first[place : place + 1]
