@@ -57,6 +57,7 @@ class Publisher:
         self._flush_s = flush_ms / 1000
         self._outside = outside
         self._active: dict[str, ActiveGeneration] = {}
+        self._begun: deque[ActiveGeneration] = deque()
         self._outputs: deque[Sequence[StepOutput]] = deque()
         self._handing_back: dict[str, ActiveGeneration] = {}
         self._loop = asyncio.new_event_loop()
@@ -78,7 +79,8 @@ class Publisher:
 
     def begin(self, active: ActiveGeneration) -> None:
         """Take over a claimed generation; call before its sequence is submitted."""
-        self._call(self._begin, active)
+        self._begun.append(active)
+        self._call(self._take_begun)
 
     def on_step(self, outputs: Sequence[StepOutput]) -> None:
         """Take the outputs of one engine step. Called in the engine thread."""
@@ -104,7 +106,7 @@ class Publisher:
 
     def is_settled(self) -> bool:
         """Whether nothing is left to write, to hand back or to store."""
-        return not self._handing_back and not self._outputs and not self._active
+        return not self._handing_back and not self._outputs and not self._begun and not self._active
 
     # --- the loop
 
@@ -149,7 +151,10 @@ class Publisher:
 
     def _take_outputs(self) -> None:
         while self._outputs:
-            for output in self._outputs.popleft():
+            outputs = self._outputs.popleft()
+            # Whoever begins is there before its first output. Its call may still wait: this thread was in a slow write.
+            self._take_begun()
+            for output in outputs:
                 generation_id, _, run = output.sequence_id.rpartition("/")
                 active = self._active.get(generation_id)
                 if active is not None and active.run == int(run):
@@ -255,8 +260,10 @@ class Publisher:
 
     # --- words from outside, in the loop
 
-    def _begin(self, active: ActiveGeneration) -> None:
-        self._active[active.id] = active
+    def _take_begun(self) -> None:
+        while self._begun:
+            active = self._begun.popleft()
+            self._active[active.id] = active
 
     def _watch(self, generation_id: str, channel: str) -> None:
         active = self._active.get(generation_id)
