@@ -9,8 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from chatproject.contract.frames import Frame, Log
+
+_UNKNOWN: Final = -1  # characters; agrees with no log
 
 
 class Verdict(enum.Enum):
@@ -30,10 +33,20 @@ class Cursor:
     characters: int = 0
     is_ended: bool = False
 
+    @classmethod
+    def without_log(cls, after: int) -> Cursor:
+        """Return the cursor of a reader that has ``after`` frames of which nothing can be read now.
+
+        Whether they are those of the log is not known, so the first log that is read replaces its text.
+        """
+        return cls(seq=after, characters=_UNKNOWN if after else 0)
+
     def offer(self, frame: Frame) -> Verdict:
         """Judge a live frame, and move past it when it may be shown."""
         if self.is_ended or frame.run < self.run:
             return Verdict.IGNORE
+        if self.characters == _UNKNOWN:
+            return Verdict.ASK_LOG
         if frame.seq <= self.seq:
             # A newer run never writes what an older one has shown, unless Redis lost the log: then the log decides.
             return Verdict.ASK_LOG if frame.run > self.run and frame.kind != "end" else Verdict.IGNORE

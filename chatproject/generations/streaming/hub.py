@@ -287,9 +287,13 @@ class Hub:
         last = folded.seq if is_over or folded.end is None else folded.seq - 1
         if folded.frames and after > last:
             raise Refused(Refusal.BAD_CURSOR)
-        cursor.seq, cursor.run = after if folded.frames else 0, folded.run
-        cursor.characters = sum(len(frame.text) for frame in folded.frames if frame.seq <= after)
-        status: ReadStatus = "running" if folded.frames else "waiting"
+        if folded.frames:
+            cursor.seq, cursor.run = after, folded.run
+            cursor.characters = sum(len(frame.text) for frame in folded.frames if frame.seq <= after)
+        else:
+            # Redis is away, or has just lost the log: what the reader has seen must not come again.
+            cursor, last = Cursor.without_log(after), after
+        status: ReadStatus = "running" if folded.frames or after else "waiting"
         if is_over and folded.end is not None:
             status = folded.end.status
         reader.on_state(_state(stream, folded, status=status, seq=last))
