@@ -1,0 +1,140 @@
+"""A real Redis on virtual time: the product's own scripts run there, and everything may go wrong on the way.
+
+Scripts see virtual time and virtual expiry through a few lines put before their source. The server may be away, lose
+an answer, forget everything, or go back to what it was (a log file that lost its last second).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+from redis.commands.core import Script
+
+from tests.unit.protocol.world import Killed, World
+
+_NOW, _EXPIRY = "virtual:now", "virtual:expiry"
+_SHIM = """
+local real, now_ms = redis, tonumber(redis.call('GET', 'virtual:now'))
+local redis = {call = function(command, ...)
+  local args = {...}
+  if command == 'TIME' then return {math.floor(now_ms / 1000), (now_ms % 1000) * 1000} end
+  if command == 'PEXPIRE' then return 1 end
+  if command == 'SET' and args[3] == 'PX' then
+    if tonumber(args[4]) < 120000 then real.call('ZADD', 'virtual:expiry', now_ms + args[4], args[1]) end
+    return real.call('SET', args[1], args[2])
+  end
+  return real.call(command, ...)
+end}
+"""
+_TICK = """
+redis.call('SET', 'virtual:now', ARGV[1])
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', 'virtual:expiry', '-inf', ARGV[1])) do redis.call('DEL', key) end
+redis.call('ZREMRANGEBYSCORE', 'virtual:expiry', '-inf', ARGV[1])
+"""
+
+
+class VirtualRedis(redis.Redis):
+    """What the product takes for its client, in every process of the world."""
+
+    world: World
+    faults: Faults
+    raw: redis.Redis  # past all faults, for those who look from outside
+
+    @classmethod
+    def make(cls, url: str, world: World) -> VirtualRedis:
+        client = cls.from_url(url, decode_responses=True)
+        client.raw = redis.Redis.from_url(url, decode_responses=True)
+        client.world, client.faults = world, Faults()
+        client.raw.flushall()
+        client.tick = client.raw.script_load(_TICK)
+        return client
+
+    def register_script(self, script: Any) -> Script:
+        bound = Script(self, _SHIM + script)
+        self.raw.script_load(bound.script)
+        return bound
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        pipe = self.pipeline(transaction=False)
+        pipe.execute_command(*args, **options)
+        return pipe.execute()[0]
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> VirtualPipeline:
+        pipe = VirtualPipeline(self.connection_pool, self.response_callbacks, False, shard_hint)
+        pipe.owner = self
+        return pipe
+
+    # --- what becomes of the server
+
+    def snapshot(self) -> list[tuple[str, bytes]]:
+        """Return all that it holds."""
+        with redis.Redis(connection_pool=redis.ConnectionPool.from_url(self._url)) as client:
+            keys = client.keys()
+            pipe = client.pipeline(transaction=False)
+            for key in keys:
+                pipe.dump(key)
+            return [(key, value) for key, value in zip(keys, pipe.execute(), strict=True) if value is not None]
+
+    def go_back(self, snapshot: list[tuple[str, bytes]]) -> None:
+        """Hold what it held then, and nothing else."""
+        with redis.Redis(connection_pool=redis.ConnectionPool.from_url(self._url)) as client:
+            pipe = client.pipeline(transaction=False)
+            pipe.flushall()
+            for key, value in snapshot:
+                pipe.restore(key, 0, value)
+            pipe.execute()
+
+    @property
+    def _url(self) -> str:
+        where = self.raw.connection_pool.connection_kwargs
+        return f"redis://{where['host']}:{where['port']}/{where.get('db', 0)}"
+
+
+class Faults:
+    """What is wrong with the way to the server, in virtual seconds."""
+
+    def __init__(self) -> None:
+        self.away_until = 0.0
+        self.deaf_until = 0.0  # commands arrive; one answer in three does not
+
+
+class VirtualPipeline(Pipeline):
+    """One round trip."""
+
+    owner: VirtualRedis
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        world, faults = self.owner.world, self.owner.faults
+        self.scripts.clear()  # they are there
+        thread = world.current
+        if thread is None:
+            return self._now(raise_on_error)
+        process = thread.process
+        world.sleep(world.random.uniform(0.0003, 0.002))
+        if process.calls_to_live is not None and process.calls_to_live > 0:
+            process.calls_to_live -= 1
+            if process.calls_to_live == 0:
+                world.kill(process)
+                raise Killed
+        if faults.away_until > world.now:
+            self.reset()
+            world.sleep(min(faults.away_until - world.now, 1.0))
+            raise redis.ConnectionError("away")
+        answers = self._now(raise_on_error)
+        if process.calls_to_live is not None and process.calls_to_live < 0:
+            process.calls_to_live += 1
+            if process.calls_to_live == 0:
+                world.kill(process)
+                raise Killed
+        if faults.deaf_until > world.now and world.random.random() < 0.33:
+            world.sleep(1.0)
+            raise redis.TimeoutError("the answer is lost")
+        world.sleep(world.random.uniform(0.0003, 0.002))
+        return answers
+
+    def _now(self, raise_on_error: bool) -> list[Any]:
+        tick = (("EVALSHA", self.owner.tick, 0, self.owner.world.now_ms), {})
+        self.command_stack.insert(0, tick)
+        return super().execute(raise_on_error=raise_on_error)[1:]
