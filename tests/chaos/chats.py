@@ -9,6 +9,10 @@ from typing import Any
 Wire = dict[str, Any]
 
 
+class OtherStory(EOFError):
+    """After a resume the first piece does not fit: Redis lost the log and the worker died. Read it from 0."""
+
+
 @dataclass
 class View:
     """One reader's text of one generation. A socket may come and go; the view stays."""
@@ -20,6 +24,7 @@ class View:
     started_at: float | None = None
     replacements: int = 0
     problems: list[str] = field(default_factory=list)
+    has_resumed: bool = False  # and no delta came since
 
     def on_state(self, state: Wire) -> None:
         """Take the first answer to a resume, or a text that replaces ours."""
@@ -30,7 +35,7 @@ class View:
         self.text, self.seq = state["text"], state["seq"]
 
     def on_bad_cursor(self) -> None:
-        """The log is behind what was shown: read it from its start."""
+        """The log is behind what was shown, or cut otherwise: read it from its start."""
         self.seq = 0
         self._shown, self.text = self.text, ""
 
@@ -47,6 +52,9 @@ class View:
         if kind == "started":
             self.started_at = self.started_at or at
         elif kind == "delta":
+            if frame["at"] != len(self.text) and self.has_resumed:
+                raise OtherStory
+            self.has_resumed = False
             if frame["at"] != len(self.text):
                 self.problems.append(f"reordered: at {frame['at']} after {len(self.text)} characters")
             self.text += frame["text"]

@@ -83,5 +83,5 @@ def _must_go(key: str, client: redis.Redis) -> bool:
     if key.startswith((names.lease_key(""), "wait:")):
         return True
     # Tickets may be left, and broker bindings; none of them starts a task.
-    is_brokers = key.startswith(("generate.", "_kombu", "unacked", names.RECORDS_QUEUE, "celery"))
+    is_brokers = key.endswith(".pidbox") or key.startswith(("generate.", "_kombu", "unacked", names.RECORDS_QUEUE))
     return not is_brokers and client.ttl(key) == -1

@@ -10,7 +10,7 @@ from typing import Any
 
 import websockets
 
-from tests.chaos.chats import Chat, View, Wire
+from tests.chaos.chats import Chat, OtherStory, View, Wire
 from tests.chaos.cluster import Cluster
 from tests.chaos.history import History
 
@@ -108,6 +108,7 @@ class User:
     async def _read(self, socket: Socket, view: View, *, is_first: bool) -> None:
         generation = self._chat.generation
         is_resumed = not is_first or self._chat.sockets > 1
+        view.has_resumed = is_resumed
         if is_resumed:
             await socket.put(type="resume", generation=generation, after=view.seq)
         while view.end is None:
@@ -134,7 +135,11 @@ class User:
                 if frame["status"] in ("done", "failed", "cancelled", "expired") and frame["seq"] < view.seq:
                     raise EOFError("nothing follows")
                 continue
-            view.on_frame(frame, at)
+            try:
+                view.on_frame(frame, at)
+            except OtherStory:
+                view.on_bad_cursor()
+                raise
             if is_first:
                 await self._act(socket, view)
 

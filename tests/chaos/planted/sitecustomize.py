@@ -106,17 +106,6 @@ def _no_idempotency(module: ModuleType) -> None:
     module.accept = accept_anew
 
 
-def _fence_by_attempt(module: ModuleType) -> None:
-    from dataclasses import replace
-
-    wrong = module.CLAIM.source.replace(
-        "local run = next_run(last_run)", "local run = tonumber(cjson.decode(request).attempt)"
-    )
-    assert wrong != module.CLAIM.source
-    module.ALL = tuple(replace(each, source=wrong) if each is module.CLAIM else each for each in module.ALL)
-    module.CLAIM = replace(module.CLAIM, source=wrong)
-
-
 # Defect: what it spoils, the faults that bring it to light, and the invariants of which one must break.
 DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = {
     "no_sweep": ({"chatproject.generations.sweeper": _no_sweep}, ("kill_worker",), ("lost",)),
@@ -124,7 +113,6 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
         {"chatproject.generations.sweeper": _no_top_up_of_sweeper, "workers.bootsteps": _no_top_up_of_worker},
         ("drop_tickets",), ("lost", "ticket lost: starts within 3 s"),
     ),
-    "fence_by_attempt": ({"chatproject.contract.scripts": _fence_by_attempt}, ("kill_worker",), ("lost",)),
     "no_gap_check": (
         {"chatproject.generations.streaming.cursor": _no_gap_check,
          "chatproject.generations.streaming.hub": _drop_a_message_in_ten},
