@@ -11,7 +11,7 @@ from workers.model.gptq import GPTQTensors, pack
 from workers.model.loader import Backend, LoadedModel, quantised_layer
 
 VOCABULARY = 2048
-GROUP = 128
+GROUP = 64
 
 
 def random_llama(*, layers: int, width: int) -> LlamaForCausalLM:
@@ -28,7 +28,7 @@ def random_llama(*, layers: int, width: int) -> LlamaForCausalLM:
 
 
 def quantise(model: LlamaForCausalLM, backend: Backend) -> None:
-    """Round the layers of ``model`` to 4 bits, the nearest value, in groups of 128, and compute them by ``backend``."""
+    """Round the layers of ``model`` to 4 bits, the nearest value, in groups of 64, and compute them by ``backend``."""
     for parent in list(model.model.layers.modules()):
         for name, linear in list(parent.named_children()):
             if isinstance(linear, torch.nn.Linear):
