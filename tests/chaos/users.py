@@ -62,12 +62,13 @@ class User:
                 try:
                     async with Socket(self._random.choice(self._cluster.urls), self._key) as socket:
                         self._chat.sockets += 1
-                        if not self._chat.accepted and not await self._send(socket):
+                        is_new = not self._chat.accepted
+                        if is_new and not await self._send(socket):
                             return
                         if second is None and self._random.random() < 0.15:
                             self._chat.second = View()
                             second = asyncio.create_task(self._read_along(self._chat.second))
-                        await self._read(socket, self._chat.view, is_first=True)
+                        await self._read(socket, self._chat.view, is_first=True, must_resume=not is_new)
                 except GONE as error:
                     self._note("gone", why=repr(error)[:200])
                     await asyncio.sleep(self._random.uniform(0.1, 0.6))
@@ -105,11 +106,10 @@ class User:
         at = self._note("accepted", generation=frame["generation"])
         self._chat.accepted_at = self._chat.accepted_at or at
 
-    async def _read(self, socket: Socket, view: View, *, is_first: bool) -> None:
+    async def _read(self, socket: Socket, view: View, *, is_first: bool, must_resume: bool = True) -> None:
         generation = self._chat.generation
-        is_resumed = not is_first or self._chat.sockets > 1
-        view.has_resumed = is_resumed
-        if is_resumed:
+        view.has_resumed = must_resume
+        if must_resume:  # A message that was just sent, perhaps once more, is told from its beginning unasked.
             await socket.put(type="resume", generation=generation, after=view.seq)
         while view.end is None:
             frame = await socket.get()

@@ -215,8 +215,10 @@ class Hub:
             while stream.readers:
                 stream.wants_log = False
                 folded, is_terminal = await self._truth(stream)
-                if folded is not None:
-                    self._catch_up(stream, folded, with_end=folded.is_stored or is_terminal)
+                if folded is None:
+                    self._tell_gone(stream)
+                    return
+                self._catch_up(stream, folded, with_end=folded.is_stored or is_terminal)
                 stream.heard_at = time.monotonic()
                 if not stream.wants_log:
                     return
@@ -228,7 +230,10 @@ class Hub:
             stream.is_reading = False
 
     async def _truth(self, stream: Stream) -> tuple[Log | None, bool]:
-        """Return the folded log and whether it holds the stored end; from the row when the log is gone."""
+        """Return the folded log and whether it holds the stored end; from the row when the log is gone.
+
+        None when there was a row and is none any more: its conversation was deleted.
+        """
         folded = await self._log(stream.id)
         if folded.is_stored and folded.end is not None:
             return folded, True
@@ -242,11 +247,16 @@ class Hub:
         row = await _row(stream.id)
         if row is None:
             # Attached before its accept has committed, or deleted since.
-            return (Log(frames=(_gone(stream.id),)), True) if stream.was_accepted else (folded, False)
+            return (None, True) if stream.was_accepted else (folded, False)
         stream.was_accepted = True
         if row.is_terminal:
             return _log_of_row(row), True
         return folded, False
+
+    def _tell_gone(self, stream: Stream) -> None:
+        for reader, cursor in list(stream.readers.items()):
+            reader.on_frames([_gone(stream.id, seq=cursor.seq + 1)])
+            self.detach(stream.id, reader)
 
     async def _log(self, generation_id: str) -> Log:
         entries: Any = await self._redis.xrange(names.log_key(generation_id))
@@ -430,9 +440,9 @@ def _log_of_row(row: Generation) -> Log:
     )  # fmt: skip
 
 
-def _gone(generation_id: str) -> Frame:
+def _gone(generation_id: str, *, seq: int) -> Frame:
     end = wire.End(status="cancelled", reason=FinishReason.CANCELLED)
-    return Frame(generation_id=generation_id, run=0, seq=1, kind="end", end=end)
+    return Frame(generation_id=generation_id, run=0, seq=seq, kind="end", end=end)
 
 
 def _state(

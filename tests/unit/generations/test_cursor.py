@@ -84,6 +84,20 @@ def test_a_log_written_again_from_memory_changes_nothing_for_the_reader() -> Non
     assert list(cursor.catch_up(log_of(frames), with_end=True) or []) == frames[4:]
 
 
+def test_a_row_that_stands_for_its_log_is_told_whole_and_not_as_a_late_piece() -> None:
+    row = Log(
+        run=0, seq=9, text="all of it", end=END, end_seq=9, is_stored=True,
+        frames=(
+            Frame(generation_id="g", run=0, seq=8, kind="delta", text="all of it"),
+            Frame(generation_id="g", run=0, seq=9, kind="end", at=9, end=END),
+        ),
+    )  # fmt: skip
+    cursor = Cursor()
+    assert cursor.catch_up(row, with_end=True) is None
+    cursor.restart(row)
+    assert [frame.kind for frame in cursor.catch_up(row, with_end=True) or []] == ["end"]
+
+
 def test_an_end_that_is_not_stored_is_not_shown() -> None:
     frames = story(2)
     cursor = Cursor()
