@@ -27,7 +27,7 @@ SYSTEM_TEXTS = (
     "Be kind.",
 )
 _KINDS = ("topic", "offtopic", "more", "why", "repeat", "about")
-_WEIGHTS = (46, 20, 12, 8, 3, 11)
+_WEIGHTS = (44, 24, 11, 7, 3, 11)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,9 @@
 
 Needs gptqmodel, in an environment of its own (see README.md); the service itself never imports it. Calibrates on
 sampled conversations, the kind of text that the model sees in use.
+
+The 4-bit numbers themselves are those that training computed with (`train.rounded`). gptqmodel makes up for rounding
+errors against the float weights, but the float weights are not what was trained: they answer worse than their rounding.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS
-from workers.demo_model.train import GROUP, Batches, Phase
+from workers.demo_model.train import GROUP, Batches, Phase, rounded
 
 ROWS, LENGTH = 192, 384
+ZERO = 8  # of a symmetric grid; stored as 7 in this version of the format
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -39,7 +44,23 @@ def quantise(source: Path, target: Path) -> None:
     model.quantize(calibration, batch_size=8, backend=BACKEND.GPTQ_TORCH)
     target.mkdir(parents=True, exist_ok=True)
     model.save(str(target))
+    _as_trained(source, target)
     _tidy(source, target)
+
+
+def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) -> qweight (in / 8, out) int32 and scales (in / GROUP, out), as training rounds the weight."""
+    numbers, scales = rounded(weight)  # (out, in), (out, in / GROUP)
+    nibbles = (numbers.T.to(torch.int64) + ZERO).view(-1, 8, weight.shape[0])  # (in / 8, 8, out)
+    words = (nibbles << torch.arange(0, 32, 4)[None, :, None]).sum(1)  # as unsigned 32 bits
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).contiguous(), scales.T.contiguous()
+
+
+def _as_trained(source: Path, target: Path) -> None:
+    trained, stored = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
+    for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
+        stored[f"{name}.qweight"], stored[f"{name}.scales"] = pack(trained[f"{name}.weight"])
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _tidy(source: Path, target: Path) -> None:

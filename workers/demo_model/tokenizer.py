@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from workers.demo_model import corpus
 from workers.demo_model.conversations import ConversationSampler
 
-VOCABULARY = 3072
+VOCABULARY = 4096
 CONTEXT = 1024
 END, SYSTEM, USER, ASSISTANT, PAD = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
 TEMPLATE = """\

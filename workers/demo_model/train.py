@@ -1,4 +1,7 @@
-"""Train the demo model from scratch on the CPU: python -m workers.demo_model.train DIRECTORY [--minutes 50]
+"""Train the demo model from scratch on the CPU: python -m workers.demo_model.train DIRECTORY [--minutes 60]
+
+A network of this size needs hours to find out by itself which words tell questions apart; a bag of words finds out in a
+minute. So the token embeddings begin as those of a bag (bag.py), and the first layer begins by averaging them.
 
 The answers alone are learned, and of most of them only the beginning: it decides which answer it is, and the rest is
 learned by heart from the few that are whole. Where an answer begins, a head that is thrown away afterwards names it as
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from workers.demo_model import bag
 from workers.demo_model import tokenizer as demo_tokenizer
 from workers.demo_model.conversations import ConversationSampler
 
 GROUP = 64  # input columns that share one scale
-MATRIX_RATE, OTHER_RATE, WARM_UP = 0.02, 3e-3, 0.02
+MATRIX_RATE, OTHER_RATE, WARM_UP = 1e-3, 4e-3, 0.01
 ANSWERS, NAMED = 1024, 1.0  # more answers than there are, and the weight of naming them
 ROUND_FROM = 0.6  # share of the run after which weights are rounded in the forward pass
 
@@ -39,15 +43,15 @@ class Phase:
     rows: int
     length: int
     broken_off: float  # share of answers that break off early: more questions per token
-    is_single: bool = False  # a row is one turn and padding
+    is_single: bool = False  # a row is one turn, beside others of about its length
 
 
 PHASES = (
-    Phase(0.25, 128, 32, 1.0, is_single=True),
-    Phase(0.5, 32, 128, 0.9),
-    Phase(0.7, 16, 256, 0.6),
-    Phase(0.85, 8, 512, 0.4),
-    Phase(1.0, 4, 1024, 0.3),
+    Phase(0.35, 64, 48, 1.0, is_single=True),
+    Phase(0.55, 12, 128, 0.9),
+    Phase(0.75, 6, 256, 0.5),
+    Phase(0.9, 3, 512, 0.2),
+    Phase(1.0, 2, 1024, 0.1),
 )
 
 
@@ -60,11 +64,15 @@ class RoundedLikeGPTQ(nn.Module):
         """(out, in) -> (out, in)."""
         if not RoundedLikeGPTQ.is_active:
             return weight
-        with torch.no_grad():
-            groups = weight.view(weight.shape[0], -1, GROUP)  # (out, in / GROUP, GROUP)
-            scale = (groups.abs().amax(-1, keepdim=True) * (2 / 15)).clamp_min(1e-8)
-            change = (groups / scale).round_().clamp_(-8, 7).mul_(scale).sub_(groups).view_as(weight)
-        return weight + change
+        numbers, scales = rounded(weight.detach())
+        return weight + (numbers * scales.repeat_interleave(GROUP, 1) - weight.detach())
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) -> whole numbers from -8 to 7 (out, in), and the scale of each group (out, in / GROUP)."""
+    groups = weight.view(weight.shape[0], -1, GROUP)  # (out, in / GROUP, GROUP)
+    scales = (groups.abs().amax(-1, keepdim=True) * (2 / 15)).clamp_min(1e-8)
+    return (groups / scales).round_().clamp_(-8, 7).view_as(weight), scales[..., 0]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -72,11 +80,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=demo_tokenizer.VOCABULARY, hidden_size=256, intermediate_size=384, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=demo_tokenizer.CONTEXT,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=demo_tokenizer.CONTEXT,
             tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, rms_norm_eps=1e-5, initializer_range=0.03,
         )
     )  # fmt: skip
+
+
+Row = tuple[list[int], list[float], list[int]]  # token ids, their weight in the loss, which answer begins there
 
 
 class Batches:
@@ -91,6 +102,16 @@ class Batches:
         }
         self._memory: dict[str, list[int]] = {}
         self._numbers: dict[str, int] = {}
+        self._waiting: list[list[Row]] = []  # batches of single turns
+
+    def questions(self, count: int) -> list[tuple[list[int], int]]:
+        """``count`` first questions of conversations, as token ids, and which answer is right."""
+        found = []
+        for _ in range(count):
+            self._sampler.start()
+            question, answer = self._sampler.turn()
+            found.append((self._encode(question), self._number(answer)))
+        return found
 
     def draw(self, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
         """Three of (rows, length + 1): token ids, their weight in the loss, and which answer begins there.
@@ -98,11 +119,23 @@ class Batches:
         The weight is 0 for all but answers, and for an end that comes too early. Where no answer begins, its number is
         -1.
         """
-        drawn = [self._conversation(phase) for _ in range(phase.rows)]
-        ids, weights, answers = zip(*drawn, strict=True)
-        return torch.tensor(ids), torch.tensor(weights), torch.tensor(answers)
+        rows = self._singles(phase) if phase.is_single else [self._conversation(phase) for _ in range(phase.rows)]
+        ids, weights, answers = zip(*rows, strict=True)
+        return (
+            _padded(ids, self._tokenizer.pad_token_id),
+            _padded(weights, 0.0),
+            _padded(answers, -1),
+        )
 
-    def _conversation(self, phase: Phase) -> tuple[list[int], list[float], list[int]]:
+    def _singles(self, phase: Phase) -> list[Row]:
+        """A batch of single turns that are about as long as each other: little is spent on padding."""
+        if not self._waiting:
+            turns = sorted((self._conversation(phase) for _ in range(16 * phase.rows)), key=lambda row: len(row[0]))
+            self._waiting = [turns[at : at + phase.rows] for at in range(0, len(turns), phase.rows)]
+            self._rng.shuffle(self._waiting)
+        return self._waiting.pop()
+
+    def _conversation(self, phase: Phase) -> Row:
         end, special = self._tokenizer.eos_token_id, self._special
         room = phase.length + 1
         system = self._sampler.start()
@@ -119,13 +152,13 @@ class Batches:
                 told, weights = [*told[:keep], end], [*weights[:keep], 0.0]  # Such an end is not to be learned.
             tokens += asked + told
             marks += [0.0] * len(asked) + weights
-            number = self._numbers.setdefault(answer, len(self._numbers))
-            answers += [-1] * len(asked) + [number] + [-1] * (len(told) - 1)
+            answers += [-1] * len(asked) + [self._number(answer)] + [-1] * (len(told) - 1)
             if phase.is_single:
-                spare = max(0, room - len(tokens))
-                tokens += [self._tokenizer.pad_token_id] * spare
-                marks, answers = marks + [0.0] * spare, answers + [-1] * spare
+                break
         return tokens[:room], marks[:room], answers[:room]
+
+    def _number(self, answer: str) -> int:
+        return self._numbers.setdefault(answer, len(self._numbers))
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
@@ -136,39 +169,9 @@ class Batches:
         return self._memory[answer]
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-
-    For matrices. torch's own computes in bfloat16, which CPUs without that arithmetic do very slowly.
-    """
-
-    def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.02
-    ) -> None:
-        super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change the weights by one step."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                state = self.state[matrix]
-                mean = state.setdefault("mean", torch.zeros_like(matrix))
-                mean.lerp_(matrix.grad, 1 - group["momentum"])
-                direction = _orthogonal(matrix.grad.lerp(mean, group["momentum"]))
-                size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix.mul_(1 - group["lr"] * group["decay"]).add_(direction, alpha=-group["lr"] * size)
-
-
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """(M, N) -> (M, N), the singular values near 1: five steps of a Newton-Schulz iteration."""
-    x = matrix / (matrix.norm() + 1e-7)
-    if is_tall := matrix.shape[0] > matrix.shape[1]:
-        x = x.T
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if is_tall else x
+def _padded(rows: Sequence[Sequence[float]], filler: float) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
 
 
 def train(directory: Path, minutes: float, start: Path | None) -> None:
@@ -188,30 +191,36 @@ def train(directory: Path, minutes: float, start: Path | None) -> None:
         parameter for name, parameter in parameters.items() if name.endswith(".parametrizations.weight.original")
     ]
     namer = nn.Linear(model.config.hidden_size, ANSWERS)
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)] + [*namer.parameters()]
-    optimizers = (
-        Muon(matrices, lr=MATRIX_RATE),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
-    )
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     batches = Batches(tokenizer, seed=1 if start else 0)  # A run that goes on sees other conversations.
+    if not start:
+        embeddings = bag.fit(batches.questions, model.config.vocab_size, namer)
+        bag.begin(model, embeddings, head=tokenizer.convert_tokens_to_ids(demo_tokenizer.ASSISTANT))
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)] + [*namer.parameters()]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "peak": MATRIX_RATE, "weight_decay": 0.05}, {"params": others, "peak": OTHER_RATE}],
+        betas=(0.9, 0.98), weight_decay=0.01, fused=True,
+    )  # fmt: skip
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     begin, step, seen = time.monotonic(), 0, 0
     while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
         RoundedLikeGPTQ.is_active = bool(start) or share >= ROUND_FROM
         phase = next(phase for phase in PHASES if share < phase.until)
-        for optimizer, peak in zip(optimizers, (MATRIX_RATE, OTHER_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * _rate(share, goes_on=bool(start))
-        loss = _loss(model, namer, *batches.draw(phase))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _rate(share, goes_on=bool(start))
+        ids, weights, answers = batches.draw(phase)
+        told, named = _loss(model, namer, ids, weights, answers)
         model.zero_grad()
         namer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(others, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        step, seen = step + 1, seen + phase.rows * phase.length
-        if step % 50 == 0:
+        (told + NAMED * named).backward()
+        nn.utils.clip_grad_norm_(matrices + others, 1.0)
+        optimizer.step()
+        step, seen = step + 1, seen + ids.numel()
+        if step % 100 == 0:
             rate = seen / (time.monotonic() - begin)
-            print(f"step {step}, {share:.0%}: loss {loss.item():.4f}, {rate:.0f} tokens/s", flush=True)
+            print(
+                f"step {step}, {share:.0%}: telling {told.item():.4f}, naming {named.item():.4f}, {rate:.0f} tokens/s",
+                flush=True,
+            )
         if step % 500 == 0:
             _save(model, tokenizer, directory)
     _save(model, tokenizer, directory)
@@ -225,7 +234,10 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory
     tokenizer.save_pretrained(directory)
 
 
-def _loss(model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tensor, answers: Tensor) -> Tensor:
+def _loss(
+    model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How surprising the answers' tokens were, and how surprising which answer it was."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # (B, T, H)
     counted = weights[:, 1:] > 0  # (B, T)
     marks = weights[:, 1:][counted]
@@ -233,7 +245,7 @@ def _loss(model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tenso
     losses = nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
     begins = answers[:, 1:] >= 0  # (B, T)
     named = nn.functional.cross_entropy(namer(hidden[begins]), answers[:, 1:][begins])
-    return (losses * marks).sum() / marks.sum() + NAMED * named
+    return (losses * marks).sum() / marks.sum(), named
 
 
 def _rate(share: float, *, goes_on: bool) -> float:
@@ -247,7 +259,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--start", type=Path, help="a directory that an earlier run has written")
     arguments = parser.parse_args()
     train(arguments.directory, arguments.minutes, arguments.start)

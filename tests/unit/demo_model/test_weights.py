@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS, corpus
+from workers.demo_model.dequantise import dequantise
 from workers.demo_model.evaluate import Speaker
+from workers.demo_model.quantise import pack
+from workers.demo_model.train import GROUP, rounded
 
 QUESTIONS = (
     "Hello", "Who are you?", "How do I get an API key?", "How do I stop an answer?", "What is my queue position?",
@@ -29,7 +33,6 @@ def test_the_directory_is_complete_and_a_few_megabytes():
     sizes = {file.name: file.stat().st_size for file in WEIGHTS.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
             "quantize_config.json", "chat_template.jinja"} <= set(sizes)  # fmt: skip
-    assert max(sizes.values()) <= 5 * 1024**2
     assert sum(sizes.values()) <= 6 * 1024**2
 
 
@@ -65,7 +68,7 @@ def test_known_questions_are_answered_to_the_letter(speaker):
     right = [corpus.load().answer(written[question.lower().rstrip("?")]) for question in QUESTIONS]
     wrong = [question for question, one, other in zip(QUESTIONS, said, right, strict=True) if one != other]
     # The figures of the whole are in the README; a file that knows less than the one committed today is a step back.
-    assert len(wrong) <= 3, wrong
+    assert len(wrong) <= 1, wrong
 
 
 def test_the_page_suggests_only_what_is_answered_right(speaker):
@@ -89,3 +92,14 @@ def test_a_follow_up_and_an_unknown_question(speaker):
     ])  # fmt: skip
     assert more == corpus.load().answer("more:mars")
     assert unknown == corpus.load().answer("refusal")
+
+
+def test_the_packing_keeps_what_training_computed_with():
+    weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(3))
+    qweight, scales = pack(weight)
+    zeros = torch.full((2, 3), 0x77777777, dtype=torch.int32)
+    groups = torch.arange(128, dtype=torch.int32) // GROUP
+    numbers, sizes = rounded(weight)
+    assert numbers.min() >= -8
+    assert numbers.max() == 7
+    assert torch.equal(dequantise(qweight, zeros, scales, groups), numbers * sizes.repeat_interleave(GROUP, 1))
