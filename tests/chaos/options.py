@@ -21,6 +21,13 @@ class Options:
     keep: str  # where to leave history and logs; empty: nowhere
     only: tuple[str, ...]  # kinds of faults; empty: all
 
+    def again(self) -> str:
+        """Return the command that asks for the same run."""
+        words = [f"--seed {self.seed} --chats {self.chats} --faults {self.faults} --seconds {self.seconds:g}"]
+        words += [f"--database {self.database}", *(f"--only {kind}" for kind in self.only)]
+        words += [f"--defect {self.defect}"] if self.defect else []
+        return f"make chaos ARGS='{' '.join(words)}'"
+
 
 def read(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line."""

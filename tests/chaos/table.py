@@ -21,7 +21,5 @@ def text_of(verdict: Verdict, wanted: Options) -> str:
     if verdict.void:
         lines.append(f"chaos: this run proves nothing: {verdict.void}")
     result = "every invariant held" if verdict.is_good else "FAILED"
-    numbers = f"--seed {wanted.seed} --chats {wanted.chats} --faults {wanted.faults} --seconds {wanted.seconds:g}"
-    again = f"make chaos ARGS='{numbers} --database {wanted.database}'"
-    lines.append(f"chaos: {result}. Again: {again}")
+    lines.append(f"chaos: {result}. Again: {wanted.again()}")
     return "\n".join(lines)
