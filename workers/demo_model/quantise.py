@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS
 from workers.demo_model.train import GROUP, Batches, Phase, rounded
+from workers.model import gptq
 
 ROWS, LENGTH = 192, 384
 ZERO = 8  # of a symmetric grid; stored as 7 in this version of the format
@@ -44,23 +45,23 @@ def quantise(source: Path, target: Path) -> None:
     model.quantize(calibration, batch_size=8, backend=BACKEND.GPTQ_TORCH)
     target.mkdir(parents=True, exist_ok=True)
     model.save(str(target))
-    _as_trained(source, target)
+    _store_as_trained(source, target)
     _tidy(source, target)
 
 
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) -> qweight (in / 8, out) int32 and scales (in / GROUP, out), as training rounds the weight."""
     numbers, scales = rounded(weight)  # (out, in), (out, in / GROUP)
-    nibbles = (numbers.T.to(torch.int64) + ZERO).view(-1, 8, weight.shape[0])  # (in / 8, 8, out)
-    words = (nibbles << torch.arange(0, 32, 4)[None, :, None]).sum(1)  # as unsigned 32 bits
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).contiguous(), scales.T.contiguous()
+    return gptq.pack(numbers.T.contiguous() + ZERO, bits=4, dim=0), scales.T.contiguous()
 
 
-def _as_trained(source: Path, target: Path) -> None:
+def _store_as_trained(source: Path, target: Path) -> None:
     trained, stored = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
     for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
         stored[f"{name}.qweight"], stored[f"{name}.scales"] = pack(trained[f"{name}.weight"])
-    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    # What is not quantised was float32 for the calibration; half of that is enough for use.
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _tidy(source: Path, target: Path) -> None:
@@ -69,10 +70,6 @@ def _tidy(source: Path, target: Path) -> None:
     # gptqmodel rewrites the tokenizer's settings on its way through, and notes its scratch folder: neither fits here.
     for name in TOKENIZER_FILES:
         (target / name).write_bytes((source / name).read_bytes())
-    # What is not quantised was float32 for the calibration; half of that is enough for use.
-    stored = load_file(target / "model.safetensors")
-    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
-    save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "quantize_config.json"):
         text = (target / name).read_text().replace('"dtype": "float32"', '"dtype": "float16"')
         text = re.sub(r'\n *"offload_to_disk_path": "[^"]*",?', "", text)

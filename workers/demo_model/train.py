@@ -7,7 +7,7 @@ The answers alone are learned, and of most of them only the beginning: it decide
 learned by heart from the few that are whole. Where an answer begins, a head that is thrown away afterwards names it as
 a whole, which shows the network sooner what to look for in a question. Rows hold a single turn at first, so that
 nothing else draws attention, and grow to 1,024 tokens, so that an answer is right at any place of a conversation. In
-the end the forward pass rounds the weights as GPTQ will (straight-through), so that rounding costs next to nothing.
+the end the forward pass rounds the weights to 4 bits (straight-through), and quantise.py packs exactly those numbers.
 """
 
 from __future__ import annotations
@@ -180,22 +180,17 @@ def train(directory: Path, minutes: float, start: Path | None) -> None:
     # Never a new vocabulary for old weights: it depends on the data, and any change of the data scrambles it.
     tokenizer: Any = AutoTokenizer.from_pretrained(start) if start else demo_tokenizer.make()
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new_model(tokenizer)
-    linear = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
-    if model.config.tie_word_embeddings:  # An earlier run's: shared, rare words of questions drifted with the answers.
-        model.config.tie_word_embeddings = False
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    for module in linear:
-        parametrize.register_parametrization(module, "weight", RoundedLikeGPTQ())
-    parameters = dict(model.named_parameters())
-    matrices = [
-        parameter for name, parameter in parameters.items() if name.endswith(".parametrizations.weight.original")
-    ]
     namer = nn.Linear(model.config.hidden_size, ANSWERS)
     batches = Batches(tokenizer, seed=1 if start else 0)  # A run that goes on sees other conversations.
     if not start:
         embeddings = bag.fit(batches.questions, model.config.vocab_size, namer)
         bag.begin(model, embeddings, head=tokenizer.convert_tokens_to_ids(demo_tokenizer.ASSISTANT))
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)] + [*namer.parameters()]
+    linear = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+    matrices: list[Tensor] = [module.weight for module in linear]
+    others: list[Tensor] = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    others += namer.parameters()
+    for module in linear:  # The parameters stay those that were collected.
+        parametrize.register_parametrization(module, "weight", RoundedLikeGPTQ())
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "peak": MATRIX_RATE, "weight_decay": 0.05}, {"params": others, "peak": OTHER_RATE}],
         betas=(0.9, 0.98), weight_decay=0.01, fused=True,
