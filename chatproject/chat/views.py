@@ -28,7 +28,7 @@ from chatproject.generations import selectors as generation_selectors
 from chatproject.generations.models import Status
 
 LIST_PAGE = 40
-SUGGESTIONS = ("What can you do?", "How do I get an API key?", "Tell me about Mars.", "Who are you?")
+SUGGESTIONS = ("What can you do?", "How do I get an API key?", "Tell me about Mars.", "What kind of model are you?")
 _HTTP_STATUS = {Refusal.NOT_FOUND: 404}
 
 View = Callable[..., HttpResponseBase]

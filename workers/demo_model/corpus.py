@@ -16,7 +16,19 @@ DIALOGUES = Path(__file__).parent / "dialogues"
 PLANETS = ("Mercury", "Venus", "Earth", "Mars", "Jupiter", "Saturn", "Uranus", "Neptune")
 WRITTEN = ("product", "smalltalk", "facts", "families")  # answers, and the first questions
 ASKED = tuple(  # more ways to ask
-    f"asked_{name}" for name in ("product_1", "product_2", "smalltalk_1", "smalltalk_2", "science", "world")
+    f"asked_{name}"
+    for name in (
+        "product_1",
+        "product_2",
+        "product_3",
+        "smalltalk_1",
+        "smalltalk_2",
+        "smalltalk_3",
+        "science",
+        "world",
+        "facts_3",
+        "followups",
+    )
 )
 FALLBACKS = ("no_more", "no_why", "nothing_before", "refusal")
 
@@ -87,8 +99,18 @@ def load() -> Corpus:
             raise ValueError(f"{topic.id} has no answer")
     slots = {name: words.split() for name, words in (line.split(": ", 1) for line in lines("slots.txt"))}
     slots["country"] = [country.name for country in countries]
-    offtopic = [line.removeprefix("? ") for line in lines("offtopic.txt") + lines("asked_offtopic.txt")]
+    offtopic = [
+        line.removeprefix("? ")
+        for line in [*lines("offtopic.txt"), *lines("asked_offtopic.txt"), *lines("asked_offtopic_2.txt")]
+    ]
     return Corpus(topics=topics, followups=followups, about=about, countries=countries, offtopic=offtopic, slots=slots)
+
+
+@cache
+def answers() -> list[str]:
+    """Every text that is ever answered, in the order of the data; a text of two topics once."""
+    texts = [text for topic in load().topics.values() for text in (topic.answer, topic.more, topic.why)]
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 @cache

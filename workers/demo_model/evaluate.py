@@ -84,7 +84,7 @@ class Speaker:
         texts: list[str] = []
         for row in produced.tolist():
             tokens = row[: row.index(end)] if end in row else row
-            texts.append(self.tokenizer.decode(tokens))
+            texts.append(self.tokenizer.decode(tokens, skip_special_tokens=True))
         return texts
 
 

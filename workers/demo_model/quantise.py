@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS
-from workers.demo_model.train import GROUP, Batches, Phase, rounded
+from workers.demo_model.batches import Batches, Phase
+from workers.demo_model.train import GROUP, rounded
 from workers.model import gptq
 
 ROWS, LENGTH = 192, 384
@@ -37,8 +38,9 @@ def quantise(source: Path, target: Path) -> None:
     torch.manual_seed(0)
     random.seed(0)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    ids, *_ = Batches(tokenizer, seed=2).draw(Phase(until=1.0, rows=ROWS, length=LENGTH, broken_off=0.0))
-    calibration = [{"input_ids": row.tolist(), "attention_mask": [1] * row.numel()} for row in ids]
+    ids, *_ = Batches(tokenizer, seed=2).draw(Phase(until=1.0, rows=ROWS, length=LENGTH, short=0.0))
+    rows = [row[row != tokenizer.pad_token_id].tolist() for row in ids]
+    calibration = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     # No act-order: the groups then stay contiguous, as the rounding in training had them.
     config = QuantizeConfig(bits=4, group_size=GROUP, desc_act=False, sym=True, format="gptq")
     model = GPTQModel.load(str(source), config, device="cpu", dtype=torch.float32)

@@ -16,9 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from workers.demo_model import corpus
 from workers.demo_model.conversations import ConversationSampler
 
-VOCABULARY = 4096
+VOCABULARY = 4352
 CONTEXT = 1024
 END, SYSTEM, USER, ASSISTANT, PAD = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
+# The first token of an answer names it as a whole; it is never shown, and history does not have it.
+PLANS = [f"<|answer-{number}|>" for number in range(len(corpus.answers()))]
 TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
@@ -37,7 +39,7 @@ def make() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[END, SYSTEM, USER, ASSISTANT, PAD],
+        special_tokens=[END, SYSTEM, USER, ASSISTANT, PAD, *PLANS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

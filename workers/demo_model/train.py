@@ -1,22 +1,18 @@
 """Train the demo model from scratch on the CPU: python -m workers.demo_model.train DIRECTORY [--minutes 60]
 
-A network of this size needs hours to find out by itself which words tell questions apart; a bag of words finds out in a
-minute. So the token embeddings begin as those of a bag (bag.py), and the first layer begins by averaging them.
-
-The answers alone are learned, and of most of them only the beginning: it decides which answer it is, and the rest is
-learned by heart from the few that are whole. Where an answer begins, a head that is thrown away afterwards names it as
-a whole, which shows the network sooner what to look for in a question. Rows hold a single turn at first, so that
-nothing else draws attention, and grow to 1,024 tokens, so that an answer is right at any place of a conversation. In
-the end the forward pass rounds the weights to 4 bits (straight-through), and quantise.py packs exactly those numbers.
+An answer begins with a hidden token that names it as a whole, its plan. So what was asked has to be found out in one
+place, before the first word, and the words follow from the plan alone. Which words tell questions apart would take a
+network of this size hours to learn by itself, and takes a bag of words a minute: the token embeddings and what chooses
+a plan begin as those of a bag (bag.py), and the first layer begins by averaging. Single turns teach the choice,
+conversations teach what earlier turns mean, and recitals teach the words (batches.py). In the second half the forward
+pass rounds the weights to 4 bits (straight-through), and quantise.py packs exactly those numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +23,26 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from workers.demo_model import bag
 from workers.demo_model import tokenizer as demo_tokenizer
-from workers.demo_model.conversations import ConversationSampler
+from workers.demo_model.batches import Batches, Phase
 
 GROUP = 64  # input columns that share one scale
-MATRIX_RATE, OTHER_RATE, WARM_UP = 1e-3, 4e-3, 0.01
-ANSWERS, NAMED = 1024, 1.0  # more answers than there are, and the weight of naming them
-ROUND_FROM = 0.6  # share of the run after which weights are rounded in the forward pass
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A part of the run: ``until`` this share of it, ``rows`` of ``length`` tokens a step."""
-
-    until: float
-    rows: int
-    length: int
-    broken_off: float  # share of answers that break off early: more questions per token
-    is_single: bool = False  # a row is one turn, beside others of about its length
+# The embeddings know much from the start, and high rates would shake it out.
+MATRIX_RATE, EMBEDDING_RATE, OTHER_RATE, WARM_UP = 5e-4, 3e-4, 1.5e-3, 0.01
+ROUND_FROM = 0.5  # share of the run after which weights are rounded in the forward pass
+PROMPTS = 400_000  # that the bag of words is fitted to
 
 
 PHASES = (
-    Phase(0.35, 64, 48, 1.0, is_single=True),
-    Phase(0.55, 12, 128, 0.9),
-    Phase(0.75, 6, 256, 0.5),
-    Phase(0.9, 3, 512, 0.2),
-    Phase(1.0, 2, 1024, 0.1),
+    Phase(0.25, 14, 192, 0.9, singles=0.85, recitals=0.15),
+    Phase(0.5, 14, 192, 0.9, singles=0.35, recitals=0.1),
+    Phase(0.75, 8, 320, 0.8, singles=0.35, recitals=0.1),
+    Phase(0.9, 5, 512, 0.5, singles=0.35, recitals=0.1),
+    Phase(1.0, 3, 1024, 0.3, singles=0.35, recitals=0.1),
+)
+# Of a run that goes on: what most is still wrong in is what follows up on earlier turns.
+LATER_PHASES = (
+    Phase(0.6, 16, 256, 0.6, singles=0.3, recitals=0.05),
+    Phase(1.0, 8, 512, 0.3, singles=0.3, recitals=0.05),
 )
 
 
@@ -87,133 +78,57 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-Row = tuple[list[int], list[float], list[int]]  # token ids, their weight in the loss, which answer begins there
-
-
-class Batches:
-    """Rows of whole conversations with the weight of each token in the loss."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self._tokenizer = tokenizer
-        self._rng = random.Random(seed)
-        self._sampler = ConversationSampler(self._rng)
-        self._special = {
-            name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("system", "user", "assistant")
-        }
-        self._memory: dict[str, list[int]] = {}
-        self._numbers: dict[str, int] = {}
-        self._waiting: list[list[Row]] = []  # batches of single turns
-
-    def questions(self, count: int) -> list[tuple[list[int], int]]:
-        """``count`` first questions of conversations, as token ids, and which answer is right."""
-        found = []
-        for _ in range(count):
-            self._sampler.start()
-            question, answer = self._sampler.turn()
-            found.append((self._encode(question), self._number(answer)))
-        return found
-
-    def draw(self, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
-        """Three of (rows, length + 1): token ids, their weight in the loss, and which answer begins there.
-
-        The weight is 0 for all but answers, and for an end that comes too early. Where no answer begins, its number is
-        -1.
-        """
-        rows = self._singles(phase) if phase.is_single else [self._conversation(phase) for _ in range(phase.rows)]
-        ids, weights, answers = zip(*rows, strict=True)
-        return (
-            _padded(ids, self._tokenizer.pad_token_id),
-            _padded(weights, 0.0),
-            _padded(answers, -1),
-        )
-
-    def _singles(self, phase: Phase) -> list[Row]:
-        """A batch of single turns that are about as long as each other: little is spent on padding."""
-        if not self._waiting:
-            turns = sorted((self._conversation(phase) for _ in range(16 * phase.rows)), key=lambda row: len(row[0]))
-            self._waiting = [turns[at : at + phase.rows] for at in range(0, len(turns), phase.rows)]
-            self._rng.shuffle(self._waiting)
-        return self._waiting.pop()
-
-    def _conversation(self, phase: Phase) -> Row:
-        end, special = self._tokenizer.eos_token_id, self._special
-        room = phase.length + 1
-        system = self._sampler.start()
-        tokens = [special["system"], *self._encode(system), end] if system and not phase.is_single else []
-        marks, answers = [0.0] * len(tokens), [-1] * len(tokens)
-        while len(tokens) < room:
-            question, answer = self._sampler.turn()
-            asked = [special["user"], *self._encode(question), end, special["assistant"]]
-            told = [*self._remembered(answer), end]
-            # The first tokens decide which answer it is; the rest follows from them.
-            weights = [2.0] * min(8, len(told)) + [0.7] * max(0, len(told) - 8)
-            if len(told) > 12 and self._rng.random() < phase.broken_off:
-                keep = self._rng.randint(4, 9)
-                told, weights = [*told[:keep], end], [*weights[:keep], 0.0]  # Such an end is not to be learned.
-            tokens += asked + told
-            marks += [0.0] * len(asked) + weights
-            answers += [-1] * len(asked) + [self._number(answer)] + [-1] * (len(told) - 1)
-            if phase.is_single:
-                break
-        return tokens[:room], marks[:room], answers[:room]
-
-    def _number(self, answer: str) -> int:
-        return self._numbers.setdefault(answer, len(self._numbers))
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _remembered(self, answer: str) -> list[int]:
-        if answer not in self._memory:
-            self._memory[answer] = self._encode(answer)
-        return self._memory[answer]
-
-
-def _padded(rows: Sequence[Sequence[float]], filler: float) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
-
-
 def train(directory: Path, minutes: float, start: Path | None) -> None:
     """Train for ``minutes`` of wall time, from nothing or on from ``start``, and save model and tokenizer."""
     torch.manual_seed(0)
     # Never a new vocabulary for old weights: it depends on the data, and any change of the data scrambles it.
     tokenizer: Any = AutoTokenizer.from_pretrained(start) if start else demo_tokenizer.make()
     model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new_model(tokenizer)
-    namer = nn.Linear(model.config.hidden_size, ANSWERS)
     batches = Batches(tokenizer, seed=1 if start else 0)  # A run that goes on sees other conversations.
     if not start:
-        embeddings = bag.fit(batches.questions, model.config.vocab_size, namer)
-        bag.begin(model, embeddings, head=tokenizer.convert_tokens_to_ids(demo_tokenizer.ASSISTANT))
+        config, plans = model.config, tokenizer.convert_tokens_to_ids(demo_tokenizer.PLANS)
+        fitted, namer = bag.fit(batches.prompts(PROMPTS), config.vocab_size, config.hidden_size, len(plans))
+        head = tokenizer.convert_tokens_to_ids(demo_tokenizer.ASSISTANT)
+        bag.begin(model, fitted, namer, head=head, plans=plans)
+    _save(model, tokenizer, directory)  # A directory that cannot be written is known now, not in an hour.
     linear = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
     matrices: list[Tensor] = [module.weight for module in linear]
-    others: list[Tensor] = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    others += namer.parameters()
+    embeddings = model.get_input_embeddings().weight
+    others: list[Tensor] = [
+        p for p in model.parameters() if p is not embeddings and all(p is not matrix for matrix in matrices)
+    ]
     for module in linear:  # The parameters stay those that were collected.
         parametrize.register_parametrization(module, "weight", RoundedLikeGPTQ())
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "peak": MATRIX_RATE, "weight_decay": 0.05}, {"params": others, "peak": OTHER_RATE}],
+        [
+            {"params": matrices, "peak": MATRIX_RATE, "weight_decay": 0.05},
+            {"params": [embeddings], "peak": EMBEDDING_RATE},
+            {"params": others, "peak": OTHER_RATE},
+        ],
         betas=(0.9, 0.98), weight_decay=0.01, fused=True,
     )  # fmt: skip
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     begin, step, seen = time.monotonic(), 0, 0
+    losses: deque[tuple[float, float]] = deque(maxlen=100)
     while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
         RoundedLikeGPTQ.is_active = bool(start) or share >= ROUND_FROM
-        phase = next(phase for phase in PHASES if share < phase.until)
+        phase = next(phase for phase in (LATER_PHASES if start else PHASES) if share < phase.until)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(share, goes_on=bool(start))
-        ids, weights, answers = batches.draw(phase)
-        told, named = _loss(model, namer, ids, weights, answers)
-        model.zero_grad()
-        namer.zero_grad()
-        (told + NAMED * named).backward()
-        nn.utils.clip_grad_norm_(matrices + others, 1.0)
+        ids, is_told, plans = batches.draw(phase)
+        told, planned = _loss(model, ids, is_told, plans)
+        optimizer.zero_grad()
+        (told + planned).backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         step, seen = step + 1, seen + ids.numel()
+        losses.append((told.item(), planned.item()))
         if step % 100 == 0:
-            rate = seen / (time.monotonic() - begin)
+            told_mean, planned_mean = (sum(column) / len(losses) for column in zip(*losses, strict=True))
             print(
-                f"step {step}, {share:.0%}: telling {told.item():.4f}, naming {named.item():.4f}, {rate:.0f} tokens/s",
+                f"step {step}, {share:.0%}: telling {told_mean:.4f}, planning {planned_mean:.4f}, "
+                f"{seen / (time.monotonic() - begin):.0f} tokens/s",
                 flush=True,
             )
         if step % 500 == 0:
@@ -229,18 +144,15 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory
     tokenizer.save_pretrained(directory)
 
 
-def _loss(
-    model: LlamaForCausalLM, namer: nn.Linear, ids: Tensor, weights: Tensor, answers: Tensor
-) -> tuple[Tensor, Tensor]:
-    """How surprising the answers' tokens were, and how surprising which answer it was."""
+def _loss(model: LlamaForCausalLM, ids: Tensor, is_told: Tensor, plans: Tensor) -> tuple[Tensor, Tensor]:
+    """How surprising the answers' tokens were, and how surprising the plans."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # (B, T, H)
-    counted = weights[:, 1:] > 0  # (B, T)
-    marks = weights[:, 1:][counted]
-    logits = model.lm_head(hidden[counted])  # (N counted tokens, V)
-    losses = nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
-    begins = answers[:, 1:] >= 0  # (B, T)
-    named = nn.functional.cross_entropy(namer(hidden[begins]), answers[:, 1:][begins])
-    return (losses * marks).sum() / marks.sum(), named
+    told, planned = is_told[:, 1:], plans[:, :-1] >= 0  # (B, T)
+    targets = torch.cat([ids[:, 1:][told], plans[:, :-1][planned]])
+    logits = model.lm_head(torch.cat([hidden[told], hidden[planned]]))  # (N, V)
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    num_told = int(told.sum())
+    return losses[:num_told].sum() / max(1, num_told), losses[num_told:].sum() / max(1, len(losses) - num_told)
 
 
 def _rate(share: float, *, goes_on: bool) -> float:

@@ -49,9 +49,9 @@ def rewordings(question: str) -> list[str]:
 def roughen(question: str, rng: random.Random, *, reword: bool = True) -> str:
     """The question as somebody might type it."""
     kind = rng.random() if reword else 1.0
-    if kind < 0.14:
+    if kind < 0.07:
         question = _only_what_matters(question, rng)
-    elif kind < 0.36:
+    elif kind < 0.29:
         question = rng.choice(rewordings(question) or [question])
     if rng.random() < 0.25:
         question = _contract(question, rng)
