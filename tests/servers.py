@@ -54,8 +54,8 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="chat-redis-") as directory:
         command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", directory, "--save", ""]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent)
-        with _stopping(process, signal.SIGTERM):
+        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
+        with stopping(process, signal.SIGTERM):
             _wait(process, lambda: _answers(port, b"PING\r\n", b"+PONG"), "redis-server")
             yield f"redis://127.0.0.1:{port}/0"
 
@@ -87,7 +87,7 @@ def postgresql_server() -> Iterator[str]:
             preexec_fn=_as_user(user, signal.SIGINT),
         )  # fmt: skip
         # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
-        with _stopping(process, signal.SIGINT):
+        with stopping(process, signal.SIGINT):
             ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "chat"]
             _wait(process, lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
             _check(
@@ -118,13 +118,15 @@ def _as_user(user: str | None, parent_death: signal.Signals) -> Callable[[], Non
     return prepare
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child before it becomes its program: it is killed when this process ends, however that ends."""
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
-def _stopping(process: subprocess.Popen[bytes], stop: signal.Signals) -> Iterator[None]:
+def stopping(process: subprocess.Popen[bytes], stop: signal.Signals) -> Iterator[None]:
+    """Stop a process at the end of the block; kill it when it does not."""
     try:
         yield
     finally:
@@ -134,6 +136,15 @@ def _stopping(process: subprocess.Popen[bytes], stop: signal.Signals) -> Iterato
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def wait_until(is_ready: Callable[[], bool], timeout_s: float) -> None:
+    """Wait until something is so. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while not is_ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not ready after {timeout_s:.0f} s")
+        time.sleep(0.05)
 
 
 def _wait(process: subprocess.Popen[bytes], is_ready: Callable[[], bool], name: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+HOOKS = ROOT / "tests" / "hooks"  # what chaos and the benchmarks put on PYTHONPATH to change modules of the service
 PASSWORD = "correct horse battery staple"  # of demo and admin
 _OURS = ("HOST", "PORT", "WEBS", "WORKERS", "DATABASE_URL", "REDIS_URL", "SECRET_KEY", "ALLOWED_HOSTS", "SIGNUP", "CI")
 
@@ -47,6 +48,21 @@ class Service:
     def output(self) -> str:
         """Everything it printed so far."""
         return (self.root / "up.out").read_text(errors="replace")
+
+    def python(self, script: str) -> str:
+        """Run a script on the Django side; return the last line that it printed."""
+        state = self.state
+        done = subprocess.run(
+            [sys.executable, "-c", f"import json, django\ndjango.setup()\n{script}"], cwd=self.root, text=True,
+            capture_output=True, timeout=300, check=False,
+            env={
+                "PATH": os.environ["PATH"], "DJANGO_SETTINGS_MODULE": "chatproject.settings",
+                "REDIS_URL": state["redis"], "DATABASE_URL": state["database"],
+            },
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr[-2000:])
+        return done.stdout.splitlines()[-1]
 
     def wait_ready(self, timeout_s: float = 110) -> None:
         """Wait for var/up.json, which is written when everything is ready."""

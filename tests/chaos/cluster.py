@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ import redis
 
 from tests.chaos.options import Options
 from tests.servers import postgresql_server
-from tests.service import Service, running
+from tests.service import HOOKS, Service, running
 
 WEBS, WORKERS, USERS = 2, 3, 4
 _PLANTED = Path(__file__).parent / "planted"
@@ -70,7 +67,7 @@ class Cluster:
 
     def read_all(self) -> dict[str, Any]:
         """Return what the database holds: rows, charged, reserved."""
-        found: dict[str, Any] = json.loads(_django(self.service, _READ_ALL))
+        found: dict[str, Any] = json.loads(self.service.python(_READ_ALL))
         return found
 
 
@@ -84,21 +81,6 @@ def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
         if options.database == "postgres":
             environment["DATABASE_URL"] = stack.enter_context(postgresql_server())
         if options.defect:
-            environment |= {"PYTHONPATH": str(_PLANTED), "CHAOS_DEFECT": options.defect}
+            environment |= {"PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_DEFECT": options.defect}
         service = stack.enter_context(running(directory, **environment))
-        yield Cluster(service=service, users=json.loads(_django(service, _MAKE_USERS % USERS)))
-
-
-def _django(service: Service, script: str) -> str:
-    state = service.state
-    done = subprocess.run(
-        [sys.executable, "-c", f"import json, django\ndjango.setup()\n{script}"], cwd=service.root, text=True,
-        capture_output=True, timeout=120, check=False,
-        env={
-            "PATH": os.environ["PATH"], "DJANGO_SETTINGS_MODULE": "chatproject.settings", "REDIS_URL": state["redis"],
-            "DATABASE_URL": state["database"],
-        },
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-2000:])
-    return done.stdout.splitlines()[-1]
+        yield Cluster(service=service, users=json.loads(service.python(_MAKE_USERS % USERS)))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.servers import _die_with_parent, free_port
+from tests.servers import die_with_parent, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _START_S = 60
@@ -116,7 +116,7 @@ class Stack:
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                env={**self.environment, **extra, **environment}, preexec_fn=_die_with_parent,
+                env={**self.environment, **extra, **environment}, preexec_fn=die_with_parent,
             )  # fmt: skip
 
     def wait_for_web(self) -> None:

@@ -6,13 +6,15 @@ there for a run with ``--defect`` alone. A defect waits until the module it spoi
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import os
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+try:
+    from after_import import change  # type: ignore[import-not-found]
+except ImportError:  # read for its table, not started with the service
+    from tests.hooks.after_import import change
 
 Spoil = Callable[[ModuleType], None]
 
@@ -134,28 +136,5 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
 }  # fmt: skip
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Spoils modules right after their import."""
-
-    def __init__(self, spoils: dict[str, Spoil]) -> None:
-        self._spoils = dict(spoils)
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        spoil = self._spoils.pop(name, None)
-        if spoil is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def spoiled(module: ModuleType) -> None:
-            execute(module)
-            spoil(module)
-
-        spec.loader.exec_module = spoiled  # type: ignore[method-assign]
-        return spec
-
-
 if os.environ.get("CHAOS_DEFECT"):
-    sys.meta_path.insert(0, _Finder(DEFECTS[os.environ["CHAOS_DEFECT"]][0]))
+    change(DEFECTS[os.environ["CHAOS_DEFECT"]][0])
