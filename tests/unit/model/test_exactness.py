@@ -44,8 +44,7 @@ def test_every_answer_of_a_random_crowd_equals_generate(name: str, tmp_path: Pat
     for case in cases:
         assert said.whole(case) == case.answer, case.request
         assert said.reasons[case.request.sequence_id] == case.reason
-    longest = max((case.answer for case in cases), key=len)
-    assert len(set(longest)) >= 20, f"greedy answers of this model say too little: {longest}"
+    assert max(len(set(case.answer)) for case in cases) >= 20, "greedy answers of this model say too little"
 
 
 def test_in_float32_only_a_tie_of_the_two_best_is_excused(tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def _cases(peer: transformers.PreTrainedModel, seed: int) -> Iterator[_Case]:
         prompt = tiny.random_prompt(chance)
         if chance.random() < 0.4:
             prompt = system + prompt
-        count = 64 if index == 0 else chance.randint(1, 24)
+        count = 64 if index % 20 == 0 else chance.randint(1, 24)
         answer = _generate(peer, prompt, count)
         is_stopped = answer[-1] == END
         answer = answer[:-1] if is_stopped else answer
