@@ -12,6 +12,7 @@ import os
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
@@ -40,7 +41,7 @@ class Answer:
         return sum(count for *_, count in self.frames)
 
 
-class Reader(asyncio.Protocol):
+class Reader(asyncio.Protocol, ABC):
     """One connection; subclasses know the wire."""
 
     def __init__(self) -> None:
@@ -73,8 +74,9 @@ class Reader(asyncio.Protocol):
         await self._done
         return self.answer
 
+    @abstractmethod
     def _put(self, text: str, max_tokens: int) -> None:
-        raise NotImplementedError
+        """Write a question."""
 
     def _take(self, piece: bytes) -> None:
         stamps = _STAMPS.findall(piece, max(0, piece.rfind(b'"text"')))  # an id may look like a stamp

@@ -88,17 +88,11 @@ def bare_sse(*, step_ms: float) -> Iterator[Side]:
     port = free_port()
     with _process(
         [
-            "uvicorn",
-            "tests.bench.streaming.bare_sse:app",
-            "--port",
-            str(port),
-            "--log-level",
-            "warning",
-            "--timeout-keep-alive",
-            "3600",
+            "uvicorn", "tests.bench.streaming.bare_sse:app", "--port", str(port), "--log-level", "warning",
+            "--timeout-keep-alive", "3600",
         ],
         CHAT_FAKE_STEP_MS=str(step_ms),
-    ) as process:
+    ) as process:  # fmt: skip
         wait_until(lambda: _answers(port), 60)
         root = psutil.Process(process.pid)
         yield Side(name="bare SSE", connect=lambda _: EventReader.connect(port), roots=(root,), web=root)
