@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -71,22 +71,20 @@ def _as_api_error(error: Exception, is_plain: bool) -> ApiError:
     return ApiError("The service had an error. Try again.", status=500, type="server_error", code="internal_error")
 
 
-_NOT_BUILT: Final = "is not available on this service yet."
-
-
 @route("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 async def not_built(request: HttpRequest, **_: Any) -> JsonResponse:
     """Answer a promised route that is not there yet."""
-    raise ApiError(f"{request.path} {_NOT_BUILT}", status=501, type="not_implemented_error", code="not_implemented")
-
-
-@route("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", is_plain=True)
-async def not_built_plain(request: HttpRequest, **_: Any) -> HttpResponse:
-    """Answer a promised plain route that is not there yet."""
-    raise ApiError(f"{request.path} {_NOT_BUILT}", status=501, type="not_implemented_error", code="not_implemented")
+    message = f"{request.path} is not available on this service yet."
+    raise ApiError(message, status=501, type="not_implemented_error", code="not_implemented")
 
 
 @route("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 async def unknown(request: HttpRequest, **_: Any) -> HttpResponse:
     """Answer an address under `/v1` that nobody promised."""
+    raise ApiError(f"There is no {request.method} {request.path}.", status=404, code="unknown_url")
+
+
+@route("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", is_plain=True)
+async def unknown_plain(request: HttpRequest, **_: Any) -> HttpResponse:
+    """Answer an address under `/api` that nobody promised."""
     raise ApiError(f"There is no {request.method} {request.path}.", status=404, code="unknown_url")

@@ -27,7 +27,7 @@ from chatproject.contract.frames import End
 from chatproject.generations import selectors
 from chatproject.generations.models import Generation, ServedModel
 
-__all__ = ["async_chat", "chat", "check_response", "health", "queue_stats", "stream", "stream_chat"]
+__all__ = ["async_chat", "chat", "check_response", "health", "queue_stats", "send_message", "stream", "stream_chat"]
 
 WAIT_S: Final = 120.0
 _FIELDS: Final = {
@@ -66,6 +66,16 @@ async def async_chat(request: HttpRequest) -> HttpResponseBase:
     id_ = answer.accepted.generation_id
     body = {"status": "accepted", "correlation_id": id_, "conversation_id": answer.accepted.conversation_id}
     return JsonResponse(body | {"check_endpoint": _check(id_)}, status=202)
+
+
+@route("POST", is_plain=True)
+async def send_message(request: HttpRequest) -> HttpResponseBase:
+    """Send a message and get its ids; the answer is read in the conversation, or by any of the other routes."""
+    answer = await _send(request)
+    answer.leave()
+    accepted = answer.accepted
+    body = {"status": "sent", "correlation_id": accepted.generation_id, "conversation_id": accepted.conversation_id}
+    return JsonResponse(body, status=202)
 
 
 @route("POST", is_plain=True)
@@ -147,8 +157,7 @@ def _frame(fields: dict[str, Any]) -> protocol.Send:
     """Read the body by the rules of the socket's `send`. Raises ApiError and Refused."""
     for name in fields:
         if name not in _FIELDS:
-            known = ", ".join(_FIELDS)
-            raise ApiError(f"The field {name[:40]!a} is unknown. Known: {known}.", code="bad_params", param=name)
+            raise schemas.unknown_field(name, _FIELDS)
     if "message" not in fields:
         raise ApiError("message is missing.", code="bad_params", param="message")
     if not isinstance(fields["message"], str):

@@ -7,7 +7,7 @@ because an answer that silently ignored them would look right and be wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -177,6 +177,12 @@ def load_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError("The body must be a JSON object.")
     return value
+
+
+def unknown_field(name: str, known: Iterable[str]) -> ApiError:
+    """Return the error for a field that a closed body does not have."""
+    text = f"The field {name[:40]!a} is unknown. Known: {', '.join(known)}."
+    return ApiError(text, code="bad_params", param=name)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from chatproject.api import openai, plain
-from chatproject.api.edge import not_built, not_built_plain, unknown
+from chatproject.api import conversations, openai, plain
+from chatproject.api.edge import not_built, unknown, unknown_plain
 
 urlpatterns = [
     path("v1/models", openai.models),
@@ -21,6 +21,9 @@ urlpatterns = [
     path("check-response/<str:correlation_id>", plain.check_response),
     path("stream-chat", plain.stream_chat),
     path("stream/<str:correlation_id>", plain.stream),
-    path("send-message", not_built_plain),
-    re_path(r"^api(?:/.*)?$", not_built_plain),
+    path("send-message", plain.send_message),
+    path("api/conversations", conversations.conversations),
+    path("api/conversations/<str:conversation_id>", conversations.conversation),
+    path("api/conversations/<str:conversation_id>/messages", conversations.messages),
+    re_path(r"^api(?:/.*)?$", unknown_plain),
 ]

@@ -112,8 +112,6 @@ def test_a_refusal_names_what_is_wrong(http: httpx.Client, body: Any, status: in
 
 
 def test_promised_routes_answer_and_keys_are_asked_for(http: httpx.Client, stack: Stack) -> None:
-    assert http.post("/send-message").status_code == 501
-    assert http.get("/api/conversations").status_code == 501
     health = http.get("/health").json()
     assert (health["status"], set(health["components"])) == ("healthy", {"database", "redis", "channel_layer"})
     assert http.get("/debug/queue-stats").status_code == 403
@@ -146,3 +144,62 @@ def test_many_that_wait_do_not_hold_up_a_page(http: httpx.Client, stack: Stack) 
         assert http.get("/accounts/login/").status_code == 200
         assert not any(each.done() for each in waiting), "they were to wait still"
         assert [each.result() for each in waiting] == [200] * 24
+
+
+def test_conversations_are_made_listed_renamed_and_deleted(stack: Stack) -> None:
+    with client(stack, "bob") as http:
+        made = http.post("/api/conversations", json={"title": "Plans", "system_prompt": "Be brief."})
+        assert made.status_code == 201, made.text
+        id_ = made.json()["id"]
+        sent = http.post("/send-message", json=short("What is a lane?", conversation_id=id_))
+        assert (sent.status_code, sent.json()["status"], sent.json()["conversation_id"]) == (202, "sent", id_)
+        other = http.post("/chat", json=short("Another one")).json()["conversation_id"]
+
+        listed = http.get("/api/conversations").json()
+        assert [each["id"] for each in listed["conversations"]] == [other, id_]
+        first = http.get("/api/conversations", params={"limit": 1}).json()
+        rest = http.get("/api/conversations", params={"limit": 1, "before": first["next"]}).json()
+        assert [each["id"] for page in (first, rest) for each in page["conversations"]] == [other, id_]
+        assert rest["next"] is None
+        assert [each["id"] for each in http.get("/api/conversations?q=plans").json()["conversations"]] == [id_]
+
+        assert http.patch(f"/api/conversations/{id_}", json={"title": "Lanes"}).json()["title"] == "Lanes"
+        assert http.get(f"/api/conversations/{id_}").json()["title"] == "Lanes"
+        assert http.delete(f"/api/conversations/{id_}").json() == {"deleted": id_}
+        assert http.get(f"/api/conversations/{id_}").status_code == 404
+        assert http.get(f"/check-response/{sent.json()['correlation_id']}").status_code == 404
+
+
+def test_the_history_shows_what_was_asked_and_answered(http: httpx.Client, stack: Stack) -> None:
+    told = http.post("/chat", json=short("What is a lane?")).json()
+    path = f"/api/conversations/{told['conversation_id']}/messages"
+    asked, answered = http.get(path).json()["messages"]
+    assert (asked["role"], asked["text"]) == ("user", "What is a lane?")
+    assert (answered["role"], answered["text"], answered["status"]) == ("assistant", told["response"], "done")
+    assert answered["correlation_id"] == told["correlation_id"]
+    assert answered["usage"]["completion_tokens"] == told["usage"]["completion_tokens"]
+    with client(stack, "charlie") as stranger:
+        assert stranger.get(path).status_code == 404
+        assert stranger.delete(f"/api/conversations/{told['conversation_id']}").status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "says"), [
+    ("POST", "", {"titel": "x"}, 400, "titel"),
+    ("POST", "", {"title": 5}, 400, "title"),
+    ("POST", "", {"title": "a\0b"}, 400, "title"),
+    ("POST", "", {"system_prompt": "x" * 40_000}, 400, "system_prompt"),
+    ("POST", "", {"model": "gpt-9"}, 404, "gpt-9"),
+    ("PATCH", f"/{uuid.uuid4()}", {"title": "x"}, 404, ""),
+    ("GET", "?limit=0", None, 400, "limit"),
+    ("GET", "?before=yesterday", None, 400, "before"),
+    ("GET", "/nope", None, 404, ""),
+    ("GET", "/nope/messages", None, 404, ""),
+    ("PUT", "", {}, 405, "GET or POST"),
+    ("GET", "/a/b/c", None, 404, "/api/conversations/a/b/c"),
+])  # fmt: skip
+def test_a_wrong_request_for_conversations_is_told_what_to_do(
+    http: httpx.Client, method: str, path: str, body: Any, status: int, says: str
+) -> None:
+    answer = http.request(method, f"/api/conversations{path}", json=body)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["message"]
