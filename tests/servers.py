@@ -120,8 +120,15 @@ def _as_user(user: str | None, parent_death: signal.Signals) -> Callable[[], Non
 
 def die_with_parent() -> None:
     """In a child before it becomes its program: it is killed when this process ends, however that ends."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _as_user(None, signal.SIGKILL)()
+
+
+def stop_with_parent() -> None:
+    """The same for what has children of its own: it is asked to stop.
+
+    Linux means the thread that started the child: call it from one that stays.
+    """
+    _as_user(None, signal.SIGTERM)()
 
 
 @contextmanager

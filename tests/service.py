@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import free_port
+from tests.servers import free_port, stop_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ROOT / "tests" / "hooks"  # what chaos and the benchmarks put on PYTHONPATH to change modules of the service
@@ -111,7 +111,7 @@ def start(root: Path, **environment: str) -> Service:
     with (root / "up.out").open("wb") as output:
         process = subprocess.Popen(
             command, cwd=root, env={**inherited, **mine, **environment}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=output, stderr=subprocess.STDOUT, preexec_fn=stop_with_parent,
         )  # fmt: skip
     return Service(root=root, process=process)
 

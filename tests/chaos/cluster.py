@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import redis
 
 from tests.chaos.options import Options
+from tests.chaos.proxy import ROLES, Proxy, serving
 from tests.servers import postgresql_server
 from tests.service import HOOKS, Service, running
 
@@ -49,6 +51,7 @@ class Cluster:
 
     service: Service
     users: dict[str, str]  # id: key
+    proxy: Proxy
 
     @property
     def urls(self) -> list[str]:
@@ -75,12 +78,19 @@ class Cluster:
 def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
     """Start everything; yield when it is ready."""
     with ExitStack() as stack:
+        proxy = stack.enter_context(serving(directory))
         environment = {
             "CHAT_ENGINE": "fake", "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
+            "PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_CONTROL": str(proxy.control),
         }  # fmt: skip
         if options.database == "postgres":
             environment["DATABASE_URL"] = stack.enter_context(postgresql_server())
         if options.defect:
-            environment |= {"PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_DEFECT": options.defect}
+            environment["CHAOS_DEFECT"] = options.defect
         service = stack.enter_context(running(directory, **environment))
-        yield Cluster(service=service, users=json.loads(service.python(_MAKE_USERS % USERS)))
+        found = Cluster(service=service, users=json.loads(service.python(_MAKE_USERS % USERS)), proxy=proxy)
+        for url in found.urls:  # A web process connects when it is asked for something.
+            urllib.request.urlopen(f"{url}/readyz", timeout=30).close()
+        if missing := set(ROLES) - proxy.roles():
+            raise RuntimeError(f"no connection of {', '.join(sorted(missing))} goes through the proxy")
+        yield found

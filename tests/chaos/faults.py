@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import redis
 
 from chatproject.contract import broker, names
 from chatproject.contract.messages import Lease
 from tests.chaos.cluster import Cluster
+from tests.chaos.proxy import ROLES
 
 Hit = dict[str, Any]
 Fault = Callable[[Cluster, random.Random], Awaitable[Hit]]
@@ -127,15 +129,91 @@ async def flush_redis(cluster: Cluster, choose: random.Random) -> Hit:
     return {}
 
 
+async def fill_redis(cluster: Cluster, choose: random.Random) -> Hit:
+    """Redis has no memory left: it answers reads, and refuses every write that needs some."""
+    full_s = choose.uniform(2, 6)
+    running = await asyncio.to_thread(lambda: sorted(leases(cluster)))
+
+    def limit(much: str) -> bool:
+        with cluster.redis() as client:
+            return bool(client.config_set("maxmemory", much))
+
+    did = await asyncio.to_thread(_quietly, lambda: limit("1mb"))
+    await asyncio.sleep(full_s)
+    for _ in range(60):  # It may be away just now.
+        if await asyncio.to_thread(_quietly, lambda: limit("0")):
+            break
+        await asyncio.sleep(0.5)
+    return {"did": bool(did), "s": full_s, "running": running}
+
+
+async def crash_database(cluster: Cluster, choose: random.Random) -> Hit:
+    """`kill -9` of a backend: PostgreSQL ends every connection, and recovers from its log."""
+
+    def crash() -> int:
+        try:
+            connection = psycopg.connect(cluster.service.state["database"], connect_timeout=5)
+        except psycopg.OperationalError:
+            return 0  # It recovers still.
+        pid = connection.info.backend_pid
+        _send(pid, signal.SIGKILL)
+        connection.close()
+        return pid
+
+    pid = await asyncio.to_thread(crash)
+    return {"pid": pid, "did": bool(pid)}
+
+
+async def cut_links(cluster: Cluster, choose: random.Random) -> Hit:
+    """Every connection of a role to Redis and the database is reset, some times in a row."""
+    role, connections = choose.choice(ROLES), []
+    for _ in range(choose.randint(1, 4)):
+        connections.append(cluster.proxy.cut(role))
+        await asyncio.sleep(choose.uniform(0.1, 0.8))
+    return {"role": role, "connections": connections}
+
+
+async def hold_links(cluster: Cluster, choose: random.Random) -> Hit:
+    """Black hole: what a role sends does not arrive, nor do answers; perhaps longer than a lease, then all at once."""
+    role, held_s = choose.choice(ROLES), choose.uniform(2, 9)
+    # For everyone else, a worker that is not heard is dead.
+    running = await asyncio.to_thread(lambda: sorted(leases(cluster))) if role == "worker" else []
+    num = cluster.proxy.hold(role)
+    await asyncio.sleep(held_s)
+    cluster.proxy.heal(role)
+    return {"role": role, "s": held_s, "connections": num, "running": running}
+
+
+async def delay_links(cluster: Cluster, choose: random.Random) -> Hit:
+    """A slow network: every piece of a role's traffic waits."""
+    role, delay_s = choose.choice(ROLES), choose.uniform(0.05, 0.4)
+    num = cluster.proxy.delay(role, delay_s)
+    await asyncio.sleep(choose.uniform(3, 6))
+    cluster.proxy.heal(role)
+    return {"role": role, "s": delay_s, "connections": num}
+
+
+async def throttle_links(cluster: Cluster, choose: random.Random) -> Hit:
+    """A thin network: each connection of a role passes 20 to 100 KiB a second."""
+    role, rate = choose.choice(ROLES), choose.randint(20, 100)
+    num = cluster.proxy.delay(role, 1 / rate, piece=1024)
+    await asyncio.sleep(choose.uniform(3, 6))
+    cluster.proxy.heal(role)
+    return {"role": role, "KiB/s": rate, "connections": num}
+
+
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         kill_worker, term_worker, stop_worker, kill_web, kill_records, stop_records, drop_tickets, repeat_tickets,
-        kill_redis, stop_redis, pause_redis, flush_redis,
+        kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, crash_database, cut_links, hold_links,
+        delay_links, throttle_links,
     )
 }  # fmt: skip
+NEEDS_POSTGRESQL = frozenset({"crash_database"})
 LOSES_DATA = frozenset({"kill_redis", "flush_redis"})
-KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker"})
+# Those after which others may hold a worker for dead; what it ran is in the hit.
+KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis"})
 
 
 def leases(cluster: Cluster) -> dict[str, str]:
@@ -163,11 +241,12 @@ async def _signal_worker(cluster: Cluster, choose: random.Random, number: signal
 
 
 def _slot(pid: int) -> str:
+    # By its log file: one that was a spare had no slot yet when the system noted its environment.
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        log = Path(f"/proc/{pid}/fd/1").readlink().name
     except OSError:
         return ""
-    return next((item[10:].decode() for item in environment if item.startswith(b"CHAT_SLOT=")), "")
+    return log.removeprefix("worker-").removesuffix(".log") if log.startswith("worker-w") else ""
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

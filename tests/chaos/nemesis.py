@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL
 from tests.chaos.history import History
 
 # The kill of a worker is what the promise is about; the rest in turn.
@@ -26,10 +26,11 @@ class Done:
     hit: dict[str, Any]
 
 
-def choose_faults(seed: int, num: int, only: Sequence[str]) -> list[str]:
-    """Return the kinds in their order: every kind about equally often, kills more."""
+def choose_faults(seed: int, num: int, only: Sequence[str], database: str) -> list[str]:
+    """Return the kinds in their order: every kind that this database has about equally often, kills more."""
     choose = random.Random(f"faults of {seed}")
-    kinds = [kind for kind in (only or sorted(FAULTS)) for _ in range(1 if only else WEIGHT.get(kind, 1))]
+    possible = [kind for kind in sorted(FAULTS) if database == "postgres" or kind not in NEEDS_POSTGRESQL]
+    kinds = [kind for kind in (only or possible) for _ in range(1 if only else WEIGHT.get(kind, 1))]
     chosen: list[str] = []
     while len(chosen) < num:
         choose.shuffle(kinds)

@@ -47,6 +47,8 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     found = parser.parse_args(arguments)
     chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
     seconds = found.seconds or (50.0 if found.quick else max(20.0, faults * 6.0))
+    if "crash_database" in found.only and found.database == "sqlite":
+        parser.error("crash_database needs --database postgres")
     seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed
     return Options(
         seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,

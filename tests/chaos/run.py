@@ -33,7 +33,7 @@ def play(wanted: Options, directory: Path) -> Verdict:
 async def _play(wanted: Options, running: Cluster, path: Path) -> Verdict:
     with contextlib.closing(History(path)) as history:
         chats = users.make_chats(wanted.chats, sorted(running.users), wanted.seed)
-        kinds = nemesis.choose_faults(wanted.seed, wanted.faults, wanted.only)
+        kinds = nemesis.choose_faults(wanted.seed, wanted.faults, wanted.only, wanted.database)
         going = [asyncio.create_task(_chat(chat, running, history, wanted)) for chat in chats]
         faults = await nemesis.run(
             running, history, seed=wanted.seed, kinds=kinds, first_s=3.0, over_s=max(1.0, wanted.seconds - 6)

@@ -1,19 +1,27 @@
-"""Seeded defects for the harness, in the service's own processes: product code knows nothing of them.
+"""What chaos changes in the service's own processes: product code knows nothing of it.
 
 Python imports a module of this name at its start when its directory is on PYTHONPATH; `tests.chaos.cluster` puts it
-there for a run with ``--defect`` alone. A defect waits until the module it spoils has been imported.
+there. In every run connections are led through the proxy, and the workers' clocks are wrong; ``--defect`` plants a
+defect as well, which waits until the module it spoils has been imported.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 try:
+    import clocks  # type: ignore[import-not-found]
+    import links  # type: ignore[import-not-found]
     from after_import import change  # type: ignore[import-not-found]
+    from worker_defects import WORKER_DEFECTS  # type: ignore[import-not-found]
 except ImportError:  # read for its table, not started with the service
+    from tests.chaos.planted import clocks, links
+    from tests.chaos.planted.worker_defects import WORKER_DEFECTS
     from tests.hooks.after_import import change
 
 Spoil = Callable[[ModuleType], None]
@@ -133,8 +141,23 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
     "no_idempotency": (
         {"chatproject.generations.admission": _no_idempotency}, ("kill_web",), ("one row per message", "lost"),
     ),
+    **WORKER_DEFECTS,
 }  # fmt: skip
 
 
-if os.environ.get("CHAOS_DEFECT"):
-    change(DEFECTS[os.environ["CHAOS_DEFECT"]][0])
+def _start() -> None:
+    changes = links.changes(os.environ["CHAOS_CONTROL"])
+    if links.role_of(sys.orig_argv) == "worker":
+        clocks.set_wrong()
+    if defect := os.environ.get("CHAOS_DEFECT"):
+        changes |= DEFECTS[defect][0]  # of other modules than those of the links
+    change(changes)
+
+
+if "CHAOS_CONTROL" in os.environ:
+    try:
+        _start()
+    except BaseException:
+        # Python goes on after an exception here, and a run in which nothing was changed would look like a good one.
+        traceback.print_exc()
+        os._exit(70)
