@@ -6,7 +6,7 @@ Every answer is exactly one of the written ones. Knows the corpus and how questi
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workers.demo_model import corpus, patterns, wording
 from workers.demo_model.heldout import Guard
@@ -26,12 +26,17 @@ SYSTEM_TEXTS = (
     "System: respond in Markdown and use lists where that helps the reader.",
     "Be kind.",
 )
-_KINDS = ("topic", "offtopic", "more", "why", "repeat", "about")
-_WEIGHTS = (44, 24, 11, 7, 3, 11)
+_PLAIN = 0.15  # share of questions in one of the first three forms written: the plainest are asked most
+_COMMON = 3.0  # weight of what nearly everybody says, other topics have 1
+_COMMON_TOPICS = frozenset({"hello", "how_are_you", "who_are_you", "what_can_you_do", "thanks", "bye", "ok", "service"})
+_WEIGHTS = {"topic": 41, "offtopic": 25, "more": 6, "why": 5, "repeat": 5, "about": 6}
+_TOLD = 25  # weight of "more" and of "why" where there is something to tell: half of such questions get more than a no
+_OWN_WORDS = 0.4  # share of "why" that names what it asks about
+_FOLLOWED = 4.0  # weight of a topic that has something to tell, where follow-ups are asked for
 
 
 @dataclass(slots=True)
-class _Thread:
+class Place:
     """What the meaning of a follow-up depends on."""
 
     topic_id: str = ""  # nothing said yet: empty
@@ -46,82 +51,118 @@ class ConversationSampler:
         self._rng = rng
         self._corpus = corpus.load()
         self._guard = Guard()
-        self._thread = _Thread()
+        self._here = Place()
         topics = self._corpus.topics
         self._topic_ids = [topic_id for topic_id, topic in topics.items() if topic.questions]
         # There are 45 countries and one recipe for each: a country needs fewer repetitions than a topic of its own.
-        self._topic_weights = [0.55 if ":" in topic_id else 1.0 for topic_id in self._topic_ids]
+        self._topic_weights = [
+            0.55 if ":" in topic_id else _COMMON if topic_id in _COMMON_TOPICS else 1.0 for topic_id in self._topic_ids
+        ]
+        self._followed_weights = [
+            _FOLLOWED if topics[topic_id].more or topics[topic_id].why else weight
+            for topic_id, weight in zip(self._topic_ids, self._topic_weights, strict=True)
+        ]
+        self._is_followed = False
 
-    def start(self) -> str | None:
-        """Begin a new conversation; returns its system text, if it has one."""
-        self._thread = _Thread()
+    def start(self, *, is_followed: bool = False) -> str | None:
+        """Begin a new conversation; returns its system text, if it has one.
+
+        With ``is_followed`` its topics are rather those that have more to tell, or a reason.
+        """
+        self._here, self._is_followed = Place(), is_followed
         if self._rng.random() < 0.7:
             return None
         words = [self._rng.choice(self._corpus.slots["noun"]) for _ in range(self._rng.randint(0, 5))]
         return f"{self._rng.choice(SYSTEM_TEXTS)} {' '.join(words)}".strip()
 
+    def place(self) -> Place:
+        """Where the conversation stands, to go back to."""
+        return replace(self._here)
+
+    def go_to(self, place: Place) -> None:
+        """Go on from ``place``, as if nothing had been said since."""
+        self._here = replace(place)
+
     def turn(self) -> tuple[str, str]:
         """The next (question, answer) of the conversation."""
-        kind = self._rng.choices(_KINDS, _WEIGHTS)[0]
-        if not self._thread.topic_id and kind in ("more", "why", "repeat") and self._rng.random() < 0.8:
+        weights = dict(_WEIGHTS)
+        if topic := self._corpus.topics.get(self._here.topic_id):
+            weights["more"] = _TOLD if topic.more and not self._here.has_told_more else weights["more"]
+            weights["why"] = _TOLD if topic.why else weights["why"]
+            if self._family():
+                weights["about"] = _TOLD
+        kind = self._rng.choices(list(weights), list(weights.values()))[0]
+        if not self._here.topic_id and kind in ("more", "why", "repeat") and self._rng.random() < 0.8:
             kind = "topic"  # Nobody begins with "Tell me more" that often.
         question, answer = getattr(self, f"_{kind}")()
-        self._thread.last_answer = answer
+        self._here.last_answer = answer
         return question, answer
 
     def _topic(self) -> tuple[str, str]:
-        topic_id = self._rng.choices(self._topic_ids, self._topic_weights)[0]
+        weights = self._followed_weights if self._is_followed else self._topic_weights
+        topic_id = self._rng.choices(self._topic_ids, weights)[0]
         return self._say(self._corpus.topics[topic_id].questions, topic_id)
 
     def _offtopic(self) -> tuple[str, str]:
-        return self._say(self._corpus.offtopic, "refusal", slots=self._all_slots())
+        return self._say(self._corpus.offtopic, "refusal", slots=self._all_slots(), plain=0.0)
 
     def _about(self) -> tuple[str, str]:
-        family = self._thread.topic_id.partition(":")[0]
-        if family not in ("capital", "language"):
-            family = self._rng.choices(("planet", "capital"), (3, 1))[0]
+        family = self._family() or self._rng.choices(("planet", "capital"), (3, 1))[0]
         if family == "planet":
             member = self._rng.choice(corpus.PLANETS)
             return self._say(self._corpus.about["planet"], member.lower(), slots={"x": [member]}, reword=0.3)
         country = self._rng.choice(self._corpus.countries).name
         return self._say(self._corpus.about[family], f"{family}:{country}", slots={"x": [country]}, reword=0.3)
 
+    def _family(self) -> str:
+        """Return the family that "And Spain?" asks about here: that of the answer before; empty without one."""
+        topic_id = self._here.topic_id
+        family = topic_id.partition(":")[0]
+        if family in ("capital", "language"):
+            return family
+        return "planet" if topic_id.title() in corpus.PLANETS else ""
+
     def _more(self) -> tuple[str, str]:
-        thread = self._thread
-        topic = self._corpus.topics.get(thread.topic_id)
+        here = self._here
+        topic = self._corpus.topics.get(here.topic_id)
         answer_id = "nothing_before"
         if topic:
-            answer_id = f"more:{topic.id}" if topic.more and not thread.has_told_more else "no_more"
+            answer_id = f"more:{topic.id}" if topic.more and not here.has_told_more else "no_more"
         return self._follow_up("more", answer_id)
 
     def _why(self) -> tuple[str, str]:
-        topic = self._corpus.topics.get(self._thread.topic_id)
+        topic = self._corpus.topics.get(self._here.topic_id)
         answer_id = "nothing_before"
         if topic:
             answer_id = f"why:{topic.id}" if topic.why else "no_why"
+        if topic and topic.whys and self._rng.random() < _OWN_WORDS:
+            return self._word(topic.whys, None, reword=0.5), self._corpus.answer(answer_id)
         return self._follow_up("why", answer_id)
 
     def _repeat(self) -> tuple[str, str]:
         question, answer = self._follow_up("repeat", "nothing_before")
-        return question, self._thread.last_answer or answer
+        return question, self._here.last_answer or answer
 
     def _follow_up(self, name: str, answer_id: str) -> tuple[str, str]:
         question = self._word(self._corpus.followups[name].questions, None, reword=0.5)
-        self._thread.has_told_more |= name == "more"
+        self._here.has_told_more |= name == "more"
         return question, self._corpus.answer(answer_id)
 
     def _say(self, questions: list[str], answer_id: str, *, slots: dict[str, list[str]] | None = None,
-             reword: float = 1.0) -> tuple[str, str]:  # fmt: skip
-        self._thread.topic_id, self._thread.has_told_more = answer_id, False
-        return self._word(questions, slots, reword=reword), self._corpus.answer(answer_id)
+             reword: float = 1.0, plain: float = _PLAIN) -> tuple[str, str]:  # fmt: skip
+        self._here.topic_id, self._here.has_told_more = answer_id, False
+        return self._word(questions, slots, reword=reword, plain=plain), self._corpus.answer(answer_id)
 
-    def _word(self, questions: list[str], slots: dict[str, list[str]] | None, *, reword: float) -> str:
+    def _word(
+        self, questions: list[str], slots: dict[str, list[str]] | None, *, reword: float, plain: float = _PLAIN
+    ) -> str:
         for _ in range(8):
-            plain = patterns.sample(self._rng.choice(questions), self._rng, slots)
-            text = wording.roughen(plain, self._rng, reword=self._rng.random() < reword)
+            is_plain = self._rng.random() < plain
+            written = patterns.sample(self._rng.choice(questions[:3] if is_plain else questions), self._rng, slots)
+            text = wording.roughen(written, self._rng, reword=not is_plain and self._rng.random() < reword)
             if not self._guard.is_too_near(text):
                 return text
-        return plain if not self._guard.is_too_near(plain) else questions[0].partition("[")[0] or "Hello"
+        return written if not self._guard.is_too_near(written) else questions[0].partition("[")[0] or "Hello"
 
     def _all_slots(self) -> dict[str, list[str]]:
         rng = self._rng

@@ -21,13 +21,17 @@ ASKED = tuple(  # more ways to ask
         "product_1",
         "product_2",
         "product_3",
+        "product_4",
         "smalltalk_1",
         "smalltalk_2",
         "smalltalk_3",
+        "smalltalk_4",
         "science",
         "world",
         "facts_3",
+        "facts_4",
         "followups",
+        "why",
     )
 )
 FALLBACKS = ("no_more", "no_why", "nothing_before", "refusal")
@@ -53,6 +57,7 @@ class Intent:
     answer: str = ""
     more: str = ""
     why: str = ""
+    whys: list[str] = field(default_factory=list)  # patterns that ask why in words of this very answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,10 @@ def load() -> Corpus:
     families = {name: intents.pop(name) for name in ("planet", "capital", "language")}
     about = {name: intents.pop(f"{name}_about").questions for name in families}
     followups = {name: intents.pop(f"={name}") for name in ("more", "why", "repeat")}
+    whys = [intents.pop(name) for name in list(intents) if name.startswith("why:")]
     topics = {intent.id.removeprefix("="): intent for intent in intents.values()}
+    for intent in whys:
+        topics[intent.id.removeprefix("why:")].whys = intent.questions
     for planet in PLANETS:
         topics[planet.lower()].questions += [q.replace("{x}", planet) for q in families["planet"].questions]
     for country in countries:
@@ -101,7 +109,8 @@ def load() -> Corpus:
     slots["country"] = [country.name for country in countries]
     offtopic = [
         line.removeprefix("? ")
-        for line in [*lines("offtopic.txt"), *lines("asked_offtopic.txt"), *lines("asked_offtopic_2.txt")]
+        for name in ("offtopic", "asked_offtopic", "asked_offtopic_2", "asked_offtopic_3")
+        for line in lines(f"{name}.txt")
     ]
     return Corpus(topics=topics, followups=followups, about=about, countries=countries, offtopic=offtopic, slots=slots)
 

@@ -1,7 +1,8 @@
 """Score the committed 4-bit model, greedy, to the letter: python -m workers.demo_model.evaluate [DIRECTORY] [--verbose]
 
-Prints how many held-out questions, trained forms, off-topic questions and questions late in a conversation get exactly
-the right answer. A confident wrong answer is any written answer where the refusal, or another one, was right.
+Prints how many questions get exactly the right answer: held-out ones and off-topic ones, which are frozen; development
+ones, to choose by; trained forms; and questions late in a conversation. A confident wrong answer is any written answer
+where the refusal, or another one, was right.
 """
 
 from __future__ import annotations
@@ -88,11 +89,10 @@ class Speaker:
         return texts
 
 
-def score_heldout(speaker: Speaker) -> list[Score]:
-    """The frozen questions; a second turn is asked after the model's own first answer."""
+def score_conversations(speaker: Speaker, name: str, every: list[list[heldout.Turn]]) -> list[Score]:
+    """Conversations of one or two turns; a second turn is asked after the model's own first answer."""
     data = corpus.load()
-    every = heldout.conversations()
-    all_turns, second = Score("held-out questions, all turns"), Score("  of these, second turns")
+    all_turns, second = Score(f"{name} questions, all turns"), Score("  of these, second turns")
     histories: list[list[Message]] = [[] for _ in every]
     for position in range(max(map(len, every))):
         open_ones = [i for i, turns in enumerate(every) if len(turns) > position]
@@ -157,10 +157,11 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.monotonic()
     speaker = Speaker(arguments.directory)
-    held = score_heldout(speaker)
+    held = score_conversations(speaker, "held-out", heldout.conversations())
+    development = score_conversations(speaker, "development", heldout.development())
     off = score_offtopic(speaker)
     late = [score_late(speaker, 60, turns) for turns in (4, 9)]
-    scores = [*held, off, score_trained(speaker, 360), *late]
+    scores = [*held, off, *development, score_trained(speaker, 360), *late]
     known = {corpus.load().answer(topic_id) for topic_id in corpus.load().topics}
     for score in scores:
         print(score)

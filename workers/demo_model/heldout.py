@@ -26,8 +26,17 @@ class Turn:
 
 def conversations() -> list[list[Turn]]:
     """The held-out conversations, of one or two turns."""
+    return _conversations("heldout.txt")
+
+
+def development() -> list[list[Turn]]:
+    """The conversations to choose by, of one or two turns; off-topic ones are among them."""
+    return _conversations("development.txt")
+
+
+def _conversations(name: str) -> list[list[Turn]]:
     found = []
-    for line in corpus.lines("heldout.txt"):
+    for line in corpus.lines(name):
         turns = [turn.rsplit(" => ", 1) for turn in line.split(" >> ")]
         found.append([Turn(question, answer_id) for question, answer_id in turns])
     return found
@@ -47,6 +56,7 @@ def written_forms() -> set[str]:
     """Every question form as written, brackets and families expanded, follow-ups included."""
     data = corpus.load()
     base = {question for _, question in corpus.forms()}
+    base |= {form for topic in data.topics.values() for q in topic.whys for form in patterns.expand(q)}
     base |= {form for intent in data.followups.values() for q in intent.questions for form in patterns.expand(q)}
     for family, questions in data.about.items():
         members = corpus.PLANETS if family == "planet" else [country.name for country in data.countries]

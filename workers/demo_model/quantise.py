@@ -38,7 +38,7 @@ def quantise(source: Path, target: Path) -> None:
     torch.manual_seed(0)
     random.seed(0)
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    ids, *_ = Batches(tokenizer, seed=2).draw(Phase(until=1.0, rows=ROWS, length=LENGTH, short=0.0))
+    ids = Batches(tokenizer, seed=2).draw(Phase(until=1.0, rows=ROWS, length=LENGTH, short=0.0)).ids
     rows = [row[row != tokenizer.pad_token_id].tolist() for row in ids]
     calibration = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
     # No act-order: the groups then stay contiguous, as the rounding in training had them.

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from workers.demo_model import bag
 from workers.demo_model import tokenizer as demo_tokenizer
-from workers.demo_model.batches import Batches, Phase
+from workers.demo_model.batches import Batches, Drawn, Phase
 
 GROUP = 64  # input columns that share one scale
 # The embeddings know much from the start, and high rates would shake it out.
@@ -41,8 +41,8 @@ PHASES = (
 )
 # Of a run that goes on: what most is still wrong in is what follows up on earlier turns.
 LATER_PHASES = (
-    Phase(0.6, 16, 256, 0.6, singles=0.3, recitals=0.05),
-    Phase(1.0, 8, 512, 0.3, singles=0.3, recitals=0.05),
+    Phase(0.75, 6, 512, 0.5, singles=0.35, recitals=0.05, trees=0.45),
+    Phase(1.0, 3, 1024, 0.3, singles=0.35, recitals=0.05, trees=0.35),
 )
 
 
@@ -64,6 +64,15 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     groups = weight.view(weight.shape[0], -1, GROUP)  # (out, in / GROUP, GROUP)
     scales = (groups.abs().amax(-1, keepdim=True) * (2 / 15)).clamp_min(1e-8)
     return (groups / scales).round_().clamp_(-8, 7).view_as(weight), scales[..., 0]
+
+
+@torch.no_grad()
+def round_weights(model: LlamaForCausalLM) -> None:
+    """Give the matrices of the layers the values that 4 bits leave of them."""
+    for module in model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            numbers, scales = rounded(module.weight)
+            module.weight.copy_(numbers * scales.repeat_interleave(GROUP, 1))
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -116,13 +125,13 @@ def train(directory: Path, minutes: float, start: Path | None) -> None:
         phase = next(phase for phase in (LATER_PHASES if start else PHASES) if share < phase.until)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(share, goes_on=bool(start))
-        ids, is_told, plans = batches.draw(phase)
-        told, planned = _loss(model, ids, is_told, plans)
+        drawn = batches.draw(phase)
+        told, planned = _loss(model, drawn)
         optimizer.zero_grad()
         (told + planned).backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
-        step, seen = step + 1, seen + ids.numel()
+        step, seen = step + 1, seen + drawn.ids.numel()
         losses.append((told.item(), planned.item()))
         if step % 100 == 0:
             told_mean, planned_mean = (sum(column) / len(losses) for column in zip(*losses, strict=True))
@@ -144,10 +153,13 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory
     tokenizer.save_pretrained(directory)
 
 
-def _loss(model: LlamaForCausalLM, ids: Tensor, is_told: Tensor, plans: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(model: LlamaForCausalLM, drawn: Drawn) -> tuple[Tensor, Tensor]:
     """How surprising the answers' tokens were, and how surprising the plans."""
-    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state  # (B, T, H)
-    told, planned = is_told[:, 1:], plans[:, :-1] >= 0  # (B, T)
+    ids, plans = drawn.ids, drawn.plans
+    hidden = model.model(
+        input_ids=ids, attention_mask=drawn.attention(), position_ids=drawn.positions()
+    ).last_hidden_state[:, :-1]  # (B, T, H)
+    told, planned = drawn.is_told[:, 1:], plans[:, :-1] >= 0  # (B, T)
     targets = torch.cat([ids[:, 1:][told], plans[:, :-1][planned]])
     logits = model.lm_head(torch.cat([hidden[told], hidden[planned]]))  # (N, V)
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -159,7 +171,7 @@ def _rate(share: float, *, goes_on: bool) -> float:
     """Up in a moment, level for half of the run, then straight down; of a run that goes on, down all the way."""
     if share < WARM_UP:
         return share / WARM_UP
-    return min(1.0, 0.01 + 0.99 * (1 - share) / (1.6 if goes_on else 0.55))
+    return min(1.0, 0.01 + 0.99 * (1 - share) / (1.2 if goes_on else 0.55))
 
 
 def main() -> None:

@@ -53,6 +53,8 @@ def roughen(question: str, rng: random.Random, *, reword: bool = True) -> str:
         question = _only_what_matters(question, rng)
     elif kind < 0.29:
         question = rng.choice(rewordings(question) or [question])
+    if reword and rng.random() < 0.3:
+        question = _replace_words(question, rng)
     if rng.random() < 0.25:
         question = _contract(question, rng)
     if reword and rng.random() < 0.15:
@@ -86,6 +88,16 @@ def _only_what_matters(text: str, rng: random.Random) -> str:
     for _ in range(rng.randint(1, 6)):
         kept.insert(rng.randint(0, len(kept)), rng.choice(little))
     return " ".join(kept)
+
+
+def _replace_words(text: str, rng: random.Random) -> str:
+    """One word or two replaced by another of the same meaning, where the thesaurus has one."""
+    known, words = _synonyms(), text.split(" ")
+    places = [i for i, word in enumerate(words) if word.strip(",.").lower() in known]
+    for i in rng.sample(places, min(len(places), rng.choice((1, 1, 2)))):
+        bare = words[i].strip(",.")
+        words[i] = words[i].replace(bare, rng.choice(known[bare.lower()]))
+    return " ".join(words)
 
 
 def _lower_first(text: str) -> str:
@@ -131,6 +143,12 @@ def _rewordings() -> dict[str, list[str]]:
         else:
             others.append(line.removeprefix("> "))
     return found
+
+
+@cache
+def _synonyms() -> dict[str, list[str]]:
+    pairs = (line.split(": ", 1) for line in corpus.lines("synonyms.txt"))
+    return {word: others.split("|") for word, others in pairs}
 
 
 @cache

@@ -15,11 +15,12 @@ import redis.asyncio
 from asgiref.sync import async_to_sync
 from django.conf import settings
 
+_CONNECTIONS = 10_000  # the default of 100 fails some of its chats
 _LAYER = {
     "default": {
         "BACKEND": "channels_redis.core.RedisChannelLayer",
         "CONFIG": {
-            "hosts": [{"address": os.environ["REDIS_URL"], "socket_timeout": None}],
+            "hosts": [{"address": os.environ["REDIS_URL"], "socket_timeout": None, "max_connections": _CONNECTIONS}],
             "capacity": 100_000,
             "prefix": "usual",
         },
@@ -32,7 +33,7 @@ from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter  # noqa: E402
 
 _QUEUE = "usual-requests"
-_redis = redis.asyncio.Redis.from_url(os.environ["REDIS_URL"])
+_redis = redis.asyncio.Redis.from_url(os.environ["REDIS_URL"], max_connections=_CONNECTIONS)
 
 
 class Chat(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -72,7 +73,7 @@ def work() -> None:
         async_to_sync(layer.group_send)(group, {"type": "token", "message": message})
 
     engine = PeerEngine(send)
-    queue = redis.Redis.from_url(os.environ["REDIS_URL"])
+    queue = redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=30)  # The default is as short as the wait.
     while True:
         found = queue.brpop([_QUEUE], timeout=5)
         if found:

@@ -1,11 +1,13 @@
 """What the trainer shows: plans before answers that are told, and nowhere else."""
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from workers.demo_model import WEIGHTS, corpus
 from workers.demo_model import tokenizer as demo_tokenizer
-from workers.demo_model.batches import Batches, Phase
+from workers.demo_model.batches import BRANCHES, Batches, Phase
+from workers.demo_model.dequantise import load_dense
 from workers.text.tokenizer import ChatTokenizer
 
 
@@ -29,7 +31,8 @@ def until_end(tokenizer, ids):
     Phase(1.0, 12, 512, 0.5), Phase(1.0, 1, 1, 0.5, singles=1.0), Phase(1.0, 1, 1, 0.5, recitals=1.0),
 ], ids=["conversations", "singles", "recitals"])  # fmt: skip
 def test_a_row_tells_one_answer_behind_its_plan(tokenizer, plans, phase):
-    for ids, is_told, wanted in zip(*Batches(tokenizer, seed=3).draw(phase), strict=True):
+    drawn = Batches(tokenizer, seed=3).draw(phase)
+    for ids, is_told, wanted in zip(drawn.ids, drawn.is_told, drawn.plans, strict=True):
         standing = [index for index, token in enumerate(ids.tolist()) if token in plans]
         assert len(standing) == 1
         assert is_told.nonzero()[0].item() == standing[0] + 1
@@ -45,9 +48,22 @@ def test_a_row_tells_one_answer_behind_its_plan(tokenizer, plans, phase):
 
 
 def test_conversations_show_several_turns_and_whole_answers(tokenizer):
-    _, is_told, wanted = Batches(tokenizer, seed=4).draw(Phase(1.0, 12, 512, 0.5))
-    assert (wanted >= 0).sum(1).float().mean() > 5
-    assert is_told.sum(1).float().mean() > 30
+    drawn = Batches(tokenizer, seed=4).draw(Phase(1.0, 12, 512, 0.5))
+    assert (drawn.plans >= 0).sum(1).float().mean() > 5
+    assert drawn.is_told.sum(1).float().mean() > 30
+
+
+def test_a_next_question_of_a_tree_sees_the_conversation_and_itself(tokenizer):
+    model = load_dense(WEIGHTS)
+    drawn = Batches(tokenizer, seed=5).draw(Phase(1.0, 1, 256, 0.5, trees=1.0))
+    with torch.inference_mode():
+        together = model(input_ids=drawn.ids, attention_mask=drawn.attention(), position_ids=drawn.positions()).logits
+        for row, branches in enumerate(drawn.branches[:3]):
+            assert branches.max() == BRANCHES
+            for branch in range(BRANCHES + 1):
+                seen = (branches == 0) | (branches == branch)
+                alone = model(input_ids=drawn.ids[row][seen][None]).logits[0]
+                torch.testing.assert_close(together[row][seen], alone, rtol=1e-3, atol=1e-3)
 
 
 def test_a_plan_is_never_shown(plans):
