@@ -22,6 +22,13 @@ class Client:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         return self
 
+    async def connect_through(self):
+        """Connect, and wait until the other end has answered."""
+        await self.connect()
+        await self.says(b"hello")
+        assert await self.hears(5, 5) == b"hello"
+        return self
+
     async def says(self, text: bytes) -> None:
         self.writer.write(text)
         await self.writer.drain()
@@ -59,7 +66,7 @@ async def clients(proxy):
     port = server.sockets[0].getsockname()[1]
     ports = [await asyncio.to_thread(ask, role) for role in ("web", "worker", "web")]
     assert ports[0] == ports[2] != ports[1]
-    yield [await Client(port).connect() for port in ports[:2]]
+    yield [await Client(port).connect_through() for port in ports[:2]]
     server.close()
 
 
