@@ -63,10 +63,18 @@ def _install(name: str) -> int:
             return _fail("the environment could not be made; the lines above say why")
     if not _has_torch() and not _install_torch():
         return 1
+    files += _triton(name)
     if not _install_files(files):
         return 1
     _stamp(name).write_text(_digest(files))
     return 0
+
+
+def _triton(name: str) -> list[str]:
+    """Return what the kernels' tests need beside a CPU build of torch; a CUDA build brings a Triton that fits it."""
+    found = list(VENV.glob("lib/python*/site-packages/torch/version.py"))
+    is_cpu = any(re.search(r"^cuda.*= None$", path.read_text(), re.MULTILINE) for path in found)
+    return ["triton.txt"] if name == "dev" and is_cpu else []
 
 
 def _install_torch() -> bool:
@@ -153,7 +161,8 @@ def _is_installed(name: str, files: list[str]) -> bool:
     # The checks' environment holds everything the service needs.
     extra = [file for file in files if file not in SETS[name]]
     return PYTHON.exists() and any(
-        _stamp(candidate).exists() and _stamp(candidate).read_text() == _digest([*SETS[candidate], *extra])
+        _stamp(candidate).exists()
+        and _stamp(candidate).read_text() == _digest([*SETS[candidate], *_triton(candidate), *extra])
         for candidate in {name, "dev"}
     )
 

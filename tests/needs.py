@@ -53,6 +53,7 @@ PARTS: dict[str, Part] = {
     "postgresql": Part(is_there=lambda: find_postgresql() is not None, how="apt-get install postgresql"),
     "chromium": Part(is_there=lambda: find_chromium() is not None, how="apt-get install chromium fonts-dejavu"),
     "torch": Part(is_there=lambda: _module("torch", "transformers"), how="make setup"),
+    "triton": Part(is_there=lambda: _module("triton"), how="make setup"),
     "hadolint": Part(is_there=lambda: (Path(sys.executable).parent / "hadolint").exists(), how="make setup"),
     "cuda": Part(is_there=_cuda, how="a machine with an NVIDIA GPU and a CUDA build of torch", is_required=False),
     "buildah": Part(

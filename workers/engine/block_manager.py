@@ -77,6 +77,11 @@ class BlockManager:
         if missing > 0:
             self._take(seq, missing)
 
+    def extend_ahead(self, seq: Sequence, spare: int) -> None:
+        """Give ``seq`` the block that its next token will need, if more than ``spare`` are free then."""
+        if len(seq.tokens) + 1 > len(seq.blocks) * self.block_tokens and self.num_free > spare + 1:
+            self._take(seq, 1)
+
     def commit(self, seq: Sequence) -> None:
         """Offer to the cache the blocks of ``seq`` that its computed tokens have filled."""
         full = seq.num_computed // self.block_tokens

@@ -66,7 +66,12 @@ class Engine:
         self._listener = listener
         self._clock = clock
         self._blocks = BlockManager(runner.num_blocks, BLOCK_TOKENS)
-        self._scheduler = Scheduler(self._blocks, max_rows=runner.max_rows, step_tokens=step_tokens)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_rows=runner.max_rows,
+            step_tokens=step_tokens,
+            runs_ahead=getattr(runner, "runs_ahead", False),
+        )
         self._size = StepSize(max_rows=runner.max_rows, step_tokens=step_tokens, least_tokens=BLOCK_TOKENS)
         self._answers: dict[str, _Answer] = {}
         self._outputs: list[StepOutput] = []  # not told yet

@@ -53,7 +53,11 @@ class RowResult:
 
 
 class ModelRunner(Protocol):
-    """Computes one step for any mix of prefill chunks and decode rows. Called from the engine thread only."""
+    """Computes one step for any mix of prefill chunks and decode rows. Called from the engine thread only.
+
+    May have a bool attribute ``runs_ahead``: true when it begins the next decode of a row by itself, which it can where
+    ``block_table`` reaches a position further than it must.
+    """
 
     num_blocks: int  # KV blocks there are; ids 0 .. num_blocks - 1
     context_tokens: int  # longest sequence (prompt + answer)

@@ -34,10 +34,13 @@ class Scheduler:
         max_rows: int,
         step_tokens: int,
         minimum_shares: Mapping[int, float] = MINIMUM_SHARES,
+        runs_ahead: bool = False,
     ) -> None:
+        """With ``runs_ahead`` sequences get the block of their next token a step early, as far as blocks abound."""
         self._blocks = blocks
         self._max_rows = max_rows
         self._step_tokens = step_tokens
+        self._runs_ahead = runs_ahead
         self._shares = LaneShares(minimum_shares)
         self._lanes: dict[int, FairQueue] = {}
         self._running: list[Sequence] = []  # by rank
@@ -80,6 +83,9 @@ class Scheduler:
                 self._extend(seq)
         while self.num_waiting and self._admit():
             pass
+        if self._runs_ahead:
+            for seq in self._running:
+                self._blocks.extend_ahead(seq, _GROWTH_BLOCKS * len(self._running))
         parts: list[Part] = []
         prefills: list[Sequence] = []
         for seq in self._running:

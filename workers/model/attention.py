@@ -4,7 +4,8 @@ Any decoder class that calls the interface works: its layers hand over queries, 
 packed in one flat row; what belongs to whom stands in the step's StepPlan, made once and used by every layer.
 Knows nothing of scheduling, sampling or model classes.
 
-Rows that decode are one padded batch; each chunk of prefill goes by itself.
+Rows that decode are one padded batch; each chunk of prefill goes by itself. A plan that brings its own kernels
+(`kernel_plan`, on a GPU) computes its attention itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +114,25 @@ class ChunkPlan:
         return self._masks[key]
 
 
+class OwnAttention(Protocol):
+    """A plan that writes the cache and computes a step's attention by itself."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,  # (T, H, D)
+        key: Tensor,  # (T, K, D)
+        value: Tensor,
+        scaling: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Return (T, H, D)."""
+        ...
+
+
 class _Current(threading.local):
-    plan: StepPlan | None = None
+    plan: StepPlan | OwnAttention | None = None
     probe: dict[int, LayerShape] | None = None
 
 
@@ -122,7 +140,7 @@ _current = _Current()
 
 
 @contextmanager
-def attending(plan: StepPlan) -> Iterator[None]:
+def attending(plan: StepPlan | OwnAttention) -> Iterator[None]:
     """Let the attention of this thread's forward belong to ``plan``."""
     _current.plan = plan
     try:
@@ -182,6 +200,9 @@ def paged_attention(
     if plan is None:
         raise RuntimeError("attention outside of a step")
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (T, K, D)
+    if not isinstance(plan, StepPlan):
+        output = plan.attend(layer, query[0].transpose(0, 1), keys, values, scaling, sliding_window, softcap)
+        return output.unsqueeze(0), None
     plan.cache.write(layer, plan.slots, keys, values)
     parts: list[Tensor] = []
     parts.extend(

@@ -47,6 +47,10 @@ class KVCache:
             self._keys.append(keys)
             self._values.append(values)
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values (slots, kv heads, dim) of a layer themselves, for kernels that read and write them."""
+        return self._keys[layer], self._values[layer]
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (T, kv heads, dim) of a layer at ``slots`` (T,)."""
         self._keys[layer].index_copy_(0, slots, keys)

@@ -7,8 +7,9 @@ in the config. Knows nothing of serving.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from workers.model.checkpoint import (
     weight_files,
 )
 from workers.model.device import choose_device
+from workers.model.fusion import fuse
 from workers.model.gptq import BadQuantisation, DenseGPTQLinear, GPTQTensors, PackedGPTQLinear
 from workers.model.gptq_int4 import Int4Linear, is_possible
 
@@ -64,9 +66,9 @@ def load_model(
 ) -> LoadedModel:
     """Load from a directory or hub id. Raises ModelLoadError.
 
-    ``backend`` computes the quantised layers: *dense* unpacks them once; *int4* keeps the integers, for the CPU, and
-    *packed* for whatever int4 cannot take; *auto* is dense, and on the CPU int4 as well for the row counts at which a
-    measurement has it faster.
+    ``backend`` computes the quantised layers: *dense* unpacks them once; *int4* keeps the integers alone, and *packed*
+    does for whatever int4 cannot take; *auto* is int4 on CUDA where Triton is there, else dense, and on the CPU int4 as
+    well for the row counts at which a measurement has it faster. Products of one input are then joined (`fusion`).
     """
     chosen_device = choose_device(device)
     chosen_dtype = dtype or (torch.bfloat16 if chosen_device.type == "cuda" else torch.float32)
@@ -81,6 +83,9 @@ def load_model(
     _refuse_missing(model, directory)
     _move_buffers(model, chosen_device)
     model.eval().requires_grad_(False)
+    fuse(model, _join_quantised if chosen_device.type == "cuda" else None)
+    if chosen_device.type == "cuda" and _has_triton():
+        _choose_kernels(model, chosen_dtype)
     log.info("Loaded %s on %s: %d quantised layers.", directory.name, chosen_device, num_quantised)
     return LoadedModel(
         model=model,
@@ -199,6 +204,12 @@ def _replace(
 
 def quantised_layer(tensors: GPTQTensors, dtype: torch.dtype, device: torch.device, backend: Backend) -> nn.Module:
     """Return the module that computes the layer with this backend; see `load_model`."""
+    if device.type == "cuda" and backend in ("auto", "int4") and _has_triton():
+        from workers.model.gptq_triton import TritonInt4Linear
+        from workers.model.gptq_triton import is_possible as can_triton
+
+        if can_triton(tensors):
+            return TritonInt4Linear(tensors, dtype=dtype, device=device)
     can_int4 = device.type == "cpu" and is_possible(tensors)
     if backend == "int4" and can_int4:
         return Int4Linear(tensors, few_rows=0, dense=None, dtype=dtype)
@@ -210,6 +221,27 @@ def quantised_layer(tensors: GPTQTensors, dtype: torch.dtype, device: torch.devi
         if rows:
             return Int4Linear(tensors, few_rows=rows, dense=layer.weight.data, dtype=dtype)
     return layer
+
+
+def _join_quantised(layers: Sequence[nn.Module]) -> nn.Module | None:
+    if not _has_triton():
+        return None
+    from workers.model.gptq_triton import TritonInt4Linear, join
+
+    if not all(isinstance(layer, TritonInt4Linear) for layer in layers):
+        return None
+    return join(layers)
+
+
+def _choose_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+    from workers.model import triton_choice
+    from workers.model.gptq_triton import TritonInt4Linear
+
+    triton_choice.tune([module for module in model.modules() if isinstance(module, TritonInt4Linear)], dtype)
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _set_parameter(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:

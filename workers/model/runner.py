@@ -6,9 +6,11 @@ Knows the model, its cache and the sampler. Knows nothing of requests, lanes or 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from workers.model.loader import LoadedModel
 from workers.model.logprobs import logprobs
 from workers.model.penalties import Penalties
 from workers.model.sampler import choose, is_usable
+
+if TYPE_CHECKING:
+    from workers.model.decode_graphs import DecodeGraphs
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +53,12 @@ class TorchRunner:
         kv_bytes: int | None = None,
         eos_tokens: Iterable[int] = (),
         cpu_threads: int | None = None,
+        use_kernels: bool | None = None,
     ) -> None:
         """Size the cache: ``kv_bytes``, or a share of the free memory, and never more than all rows can fill.
 
         ``cpu_threads`` are this process's; None leaves torch's number, but takes one for small models.
+        ``use_kernels`` attends by the Triton kernels and runs decodes ahead; None: on CUDA, where Triton is there.
         ``eos_tokens`` are added to those that the checkpoint names. Raises ModelLoadError when the model's attention
         is of a kind that is not computed here, or when the memory does not hold one sequence.
         """
@@ -83,8 +90,13 @@ class TorchRunner:
         self.kv_bytes = self.num_blocks * per_block
         self._cache = KVCache(shapes, num_blocks=self.num_blocks, dtype=loaded.dtype, device=loaded.device)
         self._shapes, self._dtype = shapes, loaded.dtype
+        if use_kernels is None:
+            use_kernels = loaded.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        self._graphs = self._new_graphs() if use_kernels else None
+        self.runs_ahead = use_kernels
         # On a GPU gathering is cheap beside what a second copy would cost in memory.
-        self._decode_cache = self._new_decode_cache() if loaded.device.type == "cpu" else None
+        has_copies = loaded.device.type == "cpu" and not use_kernels
+        self._decode_cache = self._new_decode_cache() if has_copies else None
         self._penalties = self._new_penalties()
         self._known: dict[int, tuple[SamplingParams, bool]] = {}  # by id(): whether the parameters are usable
         log.info("KV cache: %d blocks, %d MiB.", self.num_blocks, self.kv_bytes >> 20)
@@ -103,11 +115,16 @@ class TorchRunner:
         if not decodes and not chunks:
             return results
         try:
-            self._compute(rows, decodes, chunks, results)
+            if self._graphs is not None:
+                self._compute_by_kernels(self._graphs, rows, decodes, chunks, results)
+            else:
+                self._compute(rows, decodes, chunks, results)
         except Exception as error:
             # What is kept beside the paged cache may be half written; it is made again from there.
             self._decode_cache = self._new_decode_cache() if self._decode_cache is not None else None
             self._penalties = self._new_penalties()
+            if self._graphs is not None:
+                self._graphs.forget()
             if _is_out_of_memory(error):
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -122,6 +139,15 @@ class TorchRunner:
 
     def _new_decode_cache(self) -> DecodeCache:
         return DecodeCache(self._shapes, self._cache, max_rows=self.max_rows, dtype=self._dtype)
+
+    def _new_graphs(self) -> DecodeGraphs:
+        from workers.model.decode_graphs import DecodeGraphs  # Triton is not everywhere
+
+        graphs = DecodeGraphs(
+            self._model, self._cache, max_rows=self.max_rows, context_tokens=self.context_tokens,
+        )  # fmt: skip
+        graphs.capture()
+        return graphs
 
     def _new_penalties(self) -> Penalties:
         return Penalties(vocab_size=self._vocab_size, max_rows=self.max_rows, device=self._device)
@@ -157,6 +183,58 @@ class TorchRunner:
             logits = logits.float()
         for place, result in zip(wanted, self._sample(logits, [rows[order[place]] for place in wanted]), strict=True):
             results[order[place]] = result
+
+    @torch.inference_mode()
+    def _compute_by_kernels(
+        self,
+        graphs: DecodeGraphs,
+        rows: Sequence[Row],
+        decodes: Sequence[int],
+        chunks: Sequence[int],
+        results: list[RowResult],
+    ) -> None:
+        """Take the decodes that ran ahead, compute what did not, choose, and begin the next decodes."""
+        decoding, chunking = [rows[i] for i in decodes], [rows[i] for i in chunks]
+        parts: list[Tensor] = []
+        ahead = graphs.take(decoding) if decoding else None
+        if ahead is None and decoding and not chunking:
+            ahead = graphs.run(decoding)
+        if ahead is not None:
+            parts.append(ahead)
+        if chunking:
+            parts.append(self._prefill([] if ahead is not None else decoding, chunking))
+        order = [*decodes, *(i for i in chunks if rows[i].sampling is not None)]
+        wanted = [place for place, index in enumerate(order) if rows[index].sampling is not None]
+        if not wanted:
+            graphs.forget()
+            return
+        logits = (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(order)]
+        if len(wanted) < len(order):
+            logits = logits[torch.tensor(wanted, device=self._device)]
+        # A copy, for what runs ahead next overwrites the graph's own.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True).contiguous()
+        chosen = [rows[order[place]] for place in wanted]
+        given = self._sample(logits, chosen)
+        graphs.begin(chosen, [None if result.token in self.eos_tokens else result.token for result in given])
+        for place, result in zip(wanted, given, strict=True):
+            results[order[place]] = result
+
+    def _prefill(self, decodes: Sequence[Row], chunks: Sequence[Row]) -> Tensor:
+        """Return logits (R + L, V) of the decodes, then of the chunks that want a token; at least one row."""
+        from workers.model.kernel_plan import PagedPlan
+
+        plan = PagedPlan.of_rows(self._cache, decodes, chunks, self._device)
+        ends = [
+            *range(len(decodes)),
+            *(end - 1 for end, row in zip(plan.chunk_ends, chunks, strict=True) if row.sampling),
+        ]
+        keep: Tensor | int = torch.tensor(ends, dtype=torch.long, device=self._device) if ends else 1
+        with attending(plan):
+            output = self._model(
+                input_ids=plan.tokens.unsqueeze(0), position_ids=plan.positions.unsqueeze(0), use_cache=False,
+                logits_to_keep=keep,
+            )  # fmt: skip
+        return output.logits[0]
 
     def _sample(self, logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
         """Return what each row of ``logits`` (wanted, V) gives; changes them."""

@@ -27,10 +27,10 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], positions: Sequence
     ``positions`` are those that the chosen tokens will take.
     """
     best, greedy = logits.max(dim=-1)  # NaN wins a maximum, so this sees NaN and +inf; -inf means "never"
-    is_valid = torch.isfinite(best).tolist()
-    tokens: list[int | None] = [
-        token if valid else None for token, valid in zip(greedy.tolist(), is_valid, strict=True)
-    ]
+    # One word from the device: each one waits for it.
+    found = torch.where(torch.isfinite(best), greedy, -1).tolist()
+    is_valid = [token >= 0 for token in found]
+    tokens: list[int | None] = [token if token >= 0 else None for token in found]
     whole: list[int] = []
     cut: list[int] = []  # by top_k, top_p or min_p
     for index, item in enumerate(params):

@@ -54,7 +54,9 @@ class _Traffic:
             "max_rows": rng.choice((1, 2, 3, 8)),
             "context_tokens": rng.choice((80, 96, 512)),
         }
-        self.world = World(runner=_Trouble(rng, **sizes), step_tokens=rng.choice((1, 7, 16, 50, 256)))
+        runner = _Trouble(rng, **sizes)
+        runner.runs_ahead = seed % 2 == 1  # blocks a step early, as a GPU's runner wants them
+        self.world = World(runner=runner, step_tokens=rng.choice((1, 7, 16, 50, 256)))
         self.room = min(sizes["num_blocks"] * 16, sizes["context_tokens"])
         self.asked: dict[str, _Asked] = {}
         self.cancelled: set[str] = set()

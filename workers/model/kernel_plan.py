@@ -1,0 +1,177 @@
+"""What a step reads and writes of the paged cache, as tensors on the device, for the kernels in `kernels/`.
+
+`PagedPlan.of_rows` packs any mix of rows into one copy to the device. `DecodeBuffers` keeps the tensors of a decode
+step in one place for good, so that a captured launch finds them; a step rewrites what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.engine.interfaces import BLOCK_TOKENS, Row
+from workers.model.kernels.cache_write import cache_write
+from workers.model.kernels.paged_decode import choose_splits, paged_decode
+from workers.model.kernels.paged_prefill import paged_prefill
+from workers.model.kv_cache import KVCache
+
+_NOWHERE = -1
+
+
+# T tokens of the step, R rows that decode, C chunks, H query heads, K kv heads, D head dim
+class PagedPlan:
+    """Rows that decode come first, then the chunks. Its attention is entered from `attention.paged_attention`."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        tokens: Tensor,  # (T,) int64
+        positions: Tensor,  # (T,) int64
+        slots: Tensor,  # (T,) int64; below 0: a row of padding
+        lengths: Tensor,  # (R,) int32
+        tables: Tensor,  # (R, blocks) int32
+        chunks: ChunkTensors | None = None,
+    ) -> None:
+        self.cache = cache
+        self.tokens, self.positions, self.slots = tokens, positions, slots
+        self.lengths, self.tables, self.chunks = lengths, tables, chunks
+        self.num_decodes = lengths.shape[0]
+        self.chunk_ends: list[int] = chunks.ends if chunks is not None else []
+
+    @classmethod
+    def of_rows(cls, cache: KVCache, decodes: Sequence[Row], chunks: Sequence[Row], device: torch.device) -> PagedPlan:
+        """Plan a step with at least one chunk."""
+        rows = [*decodes, *chunks]
+        sizes = [len(row.tokens) for row in rows]
+        num_tokens, num_decodes = sum(sizes), len(decodes)
+        width = max(_num_blocks(row) for row in rows)
+        begins = [num_decodes, *accumulate(sizes[num_decodes:], initial=num_decodes)][1:]
+        # int64: tokens, positions, slots; then int32 pairs would be half of one: all are int64 here and narrowed there.
+        tables = np.zeros((len(rows), width), np.int64)
+        positions = np.empty(num_tokens, np.int64)
+        slots = np.empty(num_tokens, np.int64)
+        at = 0
+        for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+            count = _num_blocks(row)
+            tables[index, :count] = row.block_table[:count]
+            own = np.arange(row.start, row.start + size)
+            positions[at : at + size] = own
+            slots[at : at + size] = tables[index, own // BLOCK_TOKENS] * BLOCK_TOKENS + own % BLOCK_TOKENS
+            at += size
+        tokens = np.fromiter((token for row in rows for token in row.tokens), np.int64, num_tokens)
+        starts = np.array([row.start for row in rows], np.int64)
+        host = torch.from_numpy(
+            np.concatenate([tokens, positions, slots, starts, np.array(begins), tables.reshape(-1)])
+        )
+        if device.type == "cuda":
+            host = host.pin_memory()
+        packed = host.to(device, non_blocking=True)
+        small = packed[3 * num_tokens :].int()
+        num_rows = len(rows)
+        all_starts, rest = small[:num_rows], small[num_rows:]
+        all_tables = rest[len(begins) :].view(num_rows, width)
+        return cls(
+            cache,
+            tokens=packed[:num_tokens],
+            positions=packed[num_tokens : 2 * num_tokens],
+            slots=packed[2 * num_tokens : 3 * num_tokens],
+            lengths=all_starts[:num_decodes] + 1,
+            tables=all_tables[:num_decodes],
+            chunks=ChunkTensors(
+                ends=begins[1:], longest=max(sizes[num_decodes:]), begins=rest[: len(begins)] - num_decodes,
+                starts=all_starts[num_decodes:], tables=all_tables[num_decodes:],
+            ),
+        )  # fmt: skip
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,  # (T, H, D)
+        key: Tensor,  # (T, K, D)
+        value: Tensor,  # (T, K, D)
+        scaling: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Store keys and values, and return the attention (T, H, D)."""
+        keys, values = self.cache.layer(layer)
+        cache_write(key, value, self.slots, keys, values)
+        out = torch.empty(query.shape[0], query.shape[1], values.shape[2], dtype=query.dtype, device=query.device)
+        num = self.num_decodes
+        if num:
+            splits = choose_splits(num, keys.shape[1], self.tables.shape[1] * BLOCK_TOKENS)
+            paged_decode(
+                query[:num], keys, values, self.tables, self.lengths, scaling=scaling, window=window, softcap=softcap,
+                out=out[:num], splits=splits,
+            )  # fmt: skip
+        if self.chunks is not None:
+            chunks = self.chunks
+            paged_prefill(
+                query[num:], keys, values, chunks.tables, chunks.begins, chunks.starts, longest=chunks.longest,
+                scaling=scaling, window=window, softcap=softcap, out=out[num:],
+            )  # fmt: skip
+        return out
+
+
+class ChunkTensors:
+    """The chunks of a step."""
+
+    def __init__(self, *, ends: list[int], longest: int, begins: Tensor, starts: Tensor, tables: Tensor) -> None:
+        self.ends, self.longest = ends, longest  # on the host: where each chunk ends in T, tokens of the longest
+        self.begins, self.starts, self.tables = begins, starts, tables  # (C + 1,), (C,), (C, blocks) int32
+
+
+class DecodeBuffers:
+    """The tensors of a decode step of up to ``size`` rows; rows of padding see and write nothing."""
+
+    def __init__(self, size: int, max_blocks: int, device: torch.device, cache: KVCache) -> None:
+        is_cuda = device.type == "cuda"
+        self._head = torch.zeros(4, size, dtype=torch.int64, pin_memory=is_cuda)
+        self._head[2] = _NOWHERE
+        self._tables = torch.zeros(size, max_blocks, dtype=torch.int32, pin_memory=is_cuda)
+        self._host_head, self._host_tables = self._head.numpy(), self._tables.numpy()
+        self._device_head = self._head.to(device, copy=True)
+        self._device_tables = self._tables.to(device, copy=True)
+        self._lengths = torch.zeros(size, dtype=torch.int32, device=device)
+        self._held: list[tuple[int, ...]] = [()] * size
+        self._num_rows = 0
+        tokens, positions, slots, _ = self._device_head
+        self.plan = PagedPlan(
+            cache, tokens=tokens, positions=positions, slots=slots, lengths=self._lengths, tables=self._device_tables
+        )
+
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Let the next launch compute ``rows``. The host's side must not be read any more by the copy before."""
+        head, num = self._host_head, len(rows)
+        starts = [row.start for row in rows]
+        head[0, :num] = [row.tokens[0] for row in rows]
+        head[1, :num] = starts
+        head[2, :num] = [
+            row.block_table[start // BLOCK_TOKENS] * BLOCK_TOKENS + start % BLOCK_TOKENS
+            for row, start in zip(rows, starts, strict=True)
+        ]
+        head[3, :num] = head[1, :num] + 1
+        if num < self._num_rows:
+            head[:, num : self._num_rows] = 0
+            head[2, num : self._num_rows] = _NOWHERE
+        self._num_rows = num
+        has_changed = False
+        for place, row in enumerate(rows):
+            table = row.block_table
+            if table is not self._held[place]:
+                self._host_tables[place, : len(table)] = table
+                self._held[place] = table
+                has_changed = True
+        self._device_head.copy_(self._head, non_blocking=True)
+        self._lengths.copy_(self._device_head[3], non_blocking=True)
+        if has_changed:
+            self._device_tables.copy_(self._tables, non_blocking=True)
+
+
+def _num_blocks(row: Row) -> int:
+    return -(-(row.start + len(row.tokens)) // BLOCK_TOKENS)
