@@ -54,13 +54,14 @@ class Stream:
     """One generation that somebody in this process reads."""
 
     __slots__ = (
-        "heard_at", "id", "is_reading", "looked_at", "news", "readers", "rows_at", "thread", "wants_log",
-        "was_accepted",
+        "heard_at", "id", "is_reading", "looked_at", "news", "num_resuming", "readers", "rows_at", "thread",
+        "wants_log", "was_accepted",
     )  # fmt: skip
 
     def __init__(self, generation_id: str, now: float) -> None:
         self.id = generation_id
         self.readers: dict[Reader, Cursor] = {}
+        self.num_resuming = 0  # readers that are about to be among these
         self.heard_at = now  # a frame, or a log read
         self.looked_at = 0.0
         self.rows_at = 0.0
@@ -113,11 +114,13 @@ class Hub:
         if after is None:
             stream.readers.setdefault(reader, Cursor())
             return
+        # Counted, or another reader that comes or goes meanwhile drops the stream, and this one never hears a word.
+        stream.num_resuming += 1
         try:
             await self._resume(stream, reader, after)
-        except BaseException:
+        finally:
+            stream.num_resuming -= 1
             self._drop_if_unread(stream)
-            raise
 
     def detach(self, generation_id: str, reader: Reader) -> None:
         """Stop feeding ``reader``; nothing happens when it was not attached."""
@@ -383,7 +386,7 @@ class Hub:
         await pipe.execute()
 
     def _drop_if_unread(self, stream: Stream) -> None:
-        if not stream.readers and self._streams.get(stream.id) is stream:
+        if not stream.readers and not stream.num_resuming and self._streams.get(stream.id) is stream:
             del self._streams[stream.id]
 
     def _spawn(self, work: Any) -> None:
