@@ -37,6 +37,8 @@ def celery_settings() -> dict[str, Any]:
         "result_accept_content": ["json"],
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A Redis that refuses writes (full disk, full memory) is away: without this its refusal ends the process.
+        "broker_channel_error_retry": True,
         "broker_transport_options": dict(TRANSPORT_OPTIONS),
         "task_queue_max_priority": 9,
         "task_default_priority": PRIORITY[Lane.INTERACTIVE],

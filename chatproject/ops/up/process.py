@@ -6,6 +6,7 @@ supervisor alone and the order of stopping is ours; and it dies with the supervi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,8 +74,9 @@ class Process:
         return self._popen.pid if self._popen is not None else None
 
     def start(self, now: float) -> None:
-        """Start the child."""
-        rotate(self.spec.log)
+        """Start the child. Raises OSError when the system has no room for it; `put_off` says when to try again."""
+        with contextlib.suppress(OSError):  # no room for the old copy: the log grows on
+            rotate(self.spec.log)
         self.started_at, self.retry_at, self.is_ready = now, None, False
         self._popen = self._take_spare()
         if self._popen is not None:
@@ -110,10 +112,14 @@ class Process:
         if now - self.started_at >= STEADY_S:
             self.ends = 0
         # A child that says its configuration is wrong will say so again: the environment is read once, at our start.
-        self.ends = _MANY if status == os.EX_CONFIG else self.ends + 1
-        self.retry_at = now + min(FIRST_DELAY_S * 4.0 ** (self.ends - 1), LONGEST_DELAY_S)
+        self.put_off(now, ends=_MANY if status == os.EX_CONFIG else self.ends + 1)
         self.was_ready, self.is_ready = self.was_ready or self.is_ready, False
         return status
+
+    def put_off(self, now: float, *, ends: int | None = None) -> None:
+        """Plan the next start, the later the more often it ended."""
+        self.ends = self.ends + 1 if ends is None else ends
+        self.retry_at = now + min(FIRST_DELAY_S * 4.0 ** (self.ends - 1), LONGEST_DELAY_S)
 
     def ask_ready(self) -> bool:
         """Ask the probe; once it says ready, this is ready until the child ends."""

@@ -25,7 +25,7 @@ class State:
 
 
 def write(path: Path, state: State) -> None:
-    """Write the file whole: a reader sees the old one or the new one, never a part."""
+    """Write the file whole: a reader sees the old one or the new one, never a part. Raises OSError on a full disk."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

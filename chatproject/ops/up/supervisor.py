@@ -6,6 +6,7 @@ is bound to the thread that forks.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -31,6 +32,8 @@ class Supervisor:
         self._processes: list[Process] = []
         self._tails: dict[str, LogTail] = {}
         self._on_change: Callable[[], None] = lambda: None
+        self._is_told = True
+        self._trouble = ""  # of the last time that nobody could be told
 
     def pids(self) -> dict[str, list[int]]:
         """Return the process ids by role; every role is there."""
@@ -77,7 +80,8 @@ class Supervisor:
             self._look()
             if not self.not_ready():
                 for spare in {process.spec.spare for process in self._processes if process.spec.spare is not None}:
-                    spare.ensure()  # not before: it would slow down what people wait for
+                    with contextlib.suppress(OSError):  # a luxury: without it the next start takes longer
+                        spare.ensure()  # not before: it would slow down what people wait for
             self._signals.wait(self._pause_s())
 
     def stop(self) -> None:
@@ -123,13 +127,32 @@ class Supervisor:
             if status is not None:
                 spec.on_end()
                 self._report_end(process, status)
-                self._on_change()
+                self._is_told = False
             if process.retry_at is not None and now >= process.retry_at:
-                process.start(now)
-                self._on_change()
+                self._start_again(process, now)
+                self._is_told = False
             if process.pid is not None and not process.is_ready and process.ask_ready():
                 again = " again" if process.was_ready else ""
                 self._say(f"{time.monotonic() - process.started_at:4.1f} s  {spec.name} is ready{again}")
+        self._tell()
+
+    def _start_again(self, process: Process, now: float) -> None:
+        try:
+            process.start(now)
+        except OSError as error:  # A full disk must not end those that run.
+            process.put_off(now)
+            self._say(f"{process.spec.name} cannot be started now: {error}")
+
+    def _tell(self) -> None:
+        if self._is_told:
+            return
+        try:
+            self._on_change()
+            self._is_told = True
+        except OSError as error:  # told again at the next look
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                self._say(f"the change of a process id cannot be told: {error}")
 
     def _report_end(self, process: Process, status: int) -> None:
         spec = process.spec

@@ -5,6 +5,7 @@ Each child appends what happens to it to DIR/events; DIR/behaviour.json says how
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -90,6 +91,8 @@ def _note(events: Path, what: str) -> None:
 
 
 def _pids(directory: Path, supervisor: Supervisor) -> None:
+    if (directory / "full").exists():
+        raise OSError(errno.ENOSPC, "No space left on device")
     new = directory / f"pids.{os.getpid()}"
     new.write_text(json.dumps(supervisor.pids()))
     new.replace(directory / "pids.json")

@@ -76,6 +76,19 @@ def test_it_stops_in_order_web_first_and_redis_last(start: Callable[..., Run]) -
     assert stopped == ["web", "worker", "records", "flower", "redis"]
 
 
+def test_a_full_disk_ends_nobody_and_the_news_are_written_when_there_is_room(start: Callable[..., Run]) -> None:
+    run = start()
+    (worker,) = run.pids()["worker"]
+    (run.directory / "full").touch()
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: len([event for event in run.events() if event.startswith("worker started")]) == 2)
+    eventually(lambda: "cannot be told" in run.output())
+    assert run.process.poll() is None
+    assert run.pids()["worker"] == [worker]
+    (run.directory / "full").unlink()
+    eventually(lambda: run.pids()["worker"] not in ([worker], []))
+
+
 def test_what_dies_is_started_again(start: Callable[..., Run]) -> None:
     run = start()
     (before,) = run.pids()["records"]
