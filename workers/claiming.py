@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # A look sees a few users of each lane and a few of each one's line: others may be claiming the first ones right now.
 NUM_USERS: Final = 4
 NUM_IDS: Final = 2
+REMEMBERED: Final = 10_000  # ids of requests that are for workers of another version
 LOOKS: Final = 8  # after which a ticket is given up; the next second rings again
 
 
@@ -78,6 +79,8 @@ def claim_best(runtime: Any, model: str, *, takes_last: bool = True, guest: str 
 
 def _claim_first(runtime: Any, model: str, found: Sequence[Candidate], takes_last: bool) -> Claim | None:
     for candidate in found:
+        if candidate.generation_id in runtime.not_understood:
+            continue
         cost = runtime.charges.expected_cost(candidate.lane, candidate.about)
         try:
             claim: Claim | None = runtime.store.claim_fairly(
@@ -88,7 +91,10 @@ def _claim_first(runtime: Any, model: str, found: Sequence[Candidate], takes_las
             runtime.ask_to_store(candidate.generation_id)
             continue
         except ContractError as error:
-            log.error("generation %s is not understood and left to its lease: %s", candidate.generation_id, error)
+            log.error("generation %s is not understood and left to others: %s", candidate.generation_id, error)
+            runtime.not_understood[candidate.generation_id] = None
+            if len(runtime.not_understood) > REMEMBERED:
+                del runtime.not_understood[next(iter(runtime.not_understood))]
             continue
         if claim is not None:
             return claim

@@ -60,6 +60,7 @@ class Runtime:
         self._control = ControlListener(redis_url=config.redis_url, slot=config.slot, heard=self._hear)
         self._serving: Serving | None = None
         self._loop: EngineLoop | None = None
+        self.not_understood: dict[str, None] = {}  # ids that `claiming` leaves to workers of another version
         self._claimed_at: dict[str, float] = {}  # by sequence id, until the engine is done
         self._seconds_per_generation = 0.0
         self._started_at = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from chatproject.contract import frames, names, scripts
-from chatproject.contract.errors import FAILURE_TEXT, Failure
+from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.fairness import About, Candidate, WaitingLane, waiting_lanes
 from chatproject.contract.frames import End, Log
 from chatproject.contract.messages import GenerationRequest, Lease
@@ -69,9 +69,14 @@ class Store:
         return bool(lanes) and bool(self.client.exists(*(names.wait_key(model, lane) for lane in lanes)))
 
     def claim(self, *, model: str, lane: Lane, generation_id: str, slot: str, boot: str) -> Claim | None:
-        """Take a generation out of the queue. None when another was first, or it may not run. Raises ContractError."""
+        """Take a generation out of the queue. None when another was first, or it may not run.
+
+        Raises ContractError when its request is of a version that this worker does not read; it waits again then.
+        """
         answer = self._claim(model, lane, generation_id, slot, boot)
-        return _claim_of(answer, slot, boot) if answer[0] == "claimed" else None
+        if answer[0] != "claimed":
+            return None
+        return self._understood(answer, model, lane, generation_id, slot, boot)
 
     def claim_fairly(
         self, candidate: Candidate, *, model: str, slot: str, boot: str, cost: float, takes_last: bool = True
@@ -79,7 +84,8 @@ class Store:
         """Claim, and charge the user the expected ``cost`` in the same step.
 
         None when another was first, or it may not run: also when it is on its last attempt and ``takes_last`` is not
-        given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises ContractError.
+        given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises ContractError as
+        `claim` does.
         """
         terms = [cost, int(takes_last), *flat(_EXPIRED.entry())]
         answer = self._claim(model, candidate.lane, candidate.generation_id, slot, boot, *terms)
@@ -87,7 +93,7 @@ class Store:
             raise Expired(candidate.generation_id)
         if answer[0] != "claimed":
             return None
-        claim = _claim_of(answer, slot, boot)
+        claim = self._understood(answer, model, candidate.lane, candidate.generation_id, slot, boot)
         return replace(claim, charged=cost, is_guaranteed=candidate.is_guaranteed)
 
     def charge(self, charges: Sequence[tuple[str, Lane, str, float, float]]) -> None:
@@ -134,6 +140,15 @@ class Store:
         args: list[Any] = [id_, str(claim.lease), claim.score, claim.lease.run, about]
         answer: str = self._scripts["hand_back"](keys=keys, args=args)
         return answer
+
+    def _understood(self, answer: Any, model: str, lane: Lane, id_: str, slot: str, boot: str) -> Claim:
+        try:
+            return _claim_of(answer, slot, boot)
+        except ContractError:
+            # Left to its lease, it would count as a death: three such claims by an old worker were the end of it.
+            keys = [names.lease_key(id_), names.wait_key(model, lane), names.log_key(id_), names.cancel_key(id_)]
+            self._scripts["hand_back"](keys=keys, args=[id_, f"{slot}:{boot}:{answer[1]}", answer[3], answer[1]])
+            raise
 
     def _claim(self, model: str, lane: Lane, id_: str, slot: str, boot: str, *terms: Any) -> Any:
         keys = [

@@ -217,7 +217,8 @@ def frames_of_message(message: Mapping[str, Any]) -> list[Frame]:
                 at=at,
                 text=text,
                 end=End.from_entry(end) if end is not None else None,
-                logprobs=tuple(TokenLogprob.from_wire(item) for logprobs in more for item in logprobs),
+                # What a newer side adds behind the logprobs is left out.
+                logprobs=tuple(TokenLogprob.from_wire(item) for logprobs in more[:1] for item in logprobs),
             )
             for id_, run, seq, kind, at, text, end, *more in message["frames"]
         ]

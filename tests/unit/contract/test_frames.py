@@ -89,6 +89,8 @@ def test_logprobs_travel_in_the_log_and_in_the_channel_and_cost_nothing_when_not
     message = msgpack.unpackb(msgpack.packb(frames.channel_message(sent)))
     assert [frame.logprobs for frame in frames.frames_of_message(message)] == [(), told]
     assert len(sent[0].wire()) == 7, "web processes that know no logprobs still read it"
+    newer = {"type": frames.CHANNEL_MESSAGE_TYPE, "frames": [[*sent[1].wire(), {"of_tomorrow": 1}]]}
+    assert [frame.logprobs for frame in frames.frames_of_message(newer)] == [told], "what is behind them is left out"
     for bad in ("nonsense", "[[1,2,3]]", "[5]", '[["\u0151",0,[]]]'):
         with pytest.raises(ContractError):
             fold(ID, [("5-1", sent[0].entry()), ("5-2", sent[1].entry() | {"lp": bad})])

@@ -72,6 +72,7 @@ class Worker:
         self.config = SimpleNamespace(slot=slot, boot=str(boot), slots=PLACES)
         self.store = history.store()
         self.charges = Charges()
+        self.not_understood: dict[str, None] = {}
         self.runtime, self.room_is_for = self, None  # of the pool
         self.running: dict[str, Sequence] = {}
         self.is_draining = False

@@ -40,6 +40,7 @@ class Worker:
         self.room_is_for: str | None = None
         self.runtime, self.pool, self.is_draining = self, self, False
         self.expired: list[str] = []
+        self.not_understood: dict[str, None] = {}
         runner = FakeRunner(
             step_ms=0, num_blocks=64 * num_places, max_rows=num_places, context_tokens=1024, sleep=lambda seconds: None
         )

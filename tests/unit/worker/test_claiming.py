@@ -112,6 +112,22 @@ def test_a_request_that_is_not_understood_holds_up_nobody(fleet: Fleet) -> None:
     assert claimed_by(fleet.workers[0]) == served
 
 
+def test_a_request_of_a_newer_version_waits_for_a_worker_that_reads_it(fleet: Fleet) -> None:
+    """A deploy: an old worker tries it once, keeps no lease, and leaves it to the new ones."""
+    old, new = fleet.workers[:2]
+    newer = ask(fleet, "alice")
+    request = fleet.server.get(names.request_key(newer))
+    place = fleet.server.zscore(names.wait_key("demo", Lane.INTERACTIVE), newer)
+    fleet.server.set(names.request_key(newer), request[:-1] + ', "of_tomorrow": 1}')
+    for _ in range(5):
+        assert claimed_by(old) is None
+    assert not fleet.server.exists(names.lease_key(newer))
+    assert fleet.server.zscore(names.wait_key("demo", Lane.INTERACTIVE), newer) == place
+    assert fleet.server.xlen(names.log_key(newer)) == 1, "it was tried once"
+    fleet.server.set(names.request_key(newer), request)
+    assert claimed_by(new) == newer
+
+
 def test_redis_away_is_no_claim_and_no_error(fleet: Fleet) -> None:
     worker = fleet.workers[0]
     ask(fleet, "alice")
