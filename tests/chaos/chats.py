@@ -80,6 +80,7 @@ class Chat:
     user: str
     text: str
     max_tokens: int
+    wishes: dict[str, Any] = field(default_factory=dict)  # of sampling, beside these
     accepted: list[Wire] = field(default_factory=list)
     accepted_at: float | None = None
     asked_at: float = 0.0

@@ -44,7 +44,7 @@ def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any
         for problem in [*chat.problems, *(problem for view in chat.views for problem in view.problems)]
     ]
     verdict.check("lost", [_name(chat) + why for chat in accepted if (why := _why_lost(chat, rows))])
-    for word in ("doubled", "gap", "reordered", "foreign"):
+    for word in ("doubled", "gap", "reordered", "foreign", "silent"):
         verdict.check(word, [f"{_name(chat)}: {text}" for chat, text in problems if text.startswith(word)])
     verdict.check("stored = streamed", [_name(chat) + why for chat in accepted if (why := _why_differs(chat, rows))])
     verdict.check("one row per message", _row_problems(accepted, database["rows"], rows))
@@ -72,7 +72,7 @@ def _why_lost(chat: Chat, rows: dict[str, Any]) -> str:
         return f": {row['status']} ({row['code']})"
     if row["status"] == "cancelled" and not chat.is_stopped:
         return ": cancelled by nobody"
-    if row["status"] == "done" and row["completion_tokens"] != chat.max_tokens:
+    if row["status"] == "done" and row["reason"] == "length" and row["completion_tokens"] != chat.max_tokens:
         return f": {row['completion_tokens']} tokens of {chat.max_tokens}"
     return "" if all(view.end for view in chat.views) else ": a reader never saw the end"
 
@@ -125,7 +125,7 @@ def _late_starts(accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verd
     for fault in faults:
         if fault.kind != "drop_tickets":
             continue
-        others = [other for other in faults if other is not fault]
+        others = [other for other in faults if other.kind != "drop_tickets"]
         for chat in accepted:
             at, started = chat.accepted_at or 0.0, chat.view.started_at
             if not fault.began <= at <= fault.ended or started is None:
@@ -152,6 +152,8 @@ def _figures(chats: Sequence[Chat], accepted: Sequence[Chat], faults: Sequence[D
     figures += [
         ("chats accepted / asked", f"{len(accepted)} / {len(chats)}"),
         ("faults", ", ".join(f"{kind} {num}" for kind, num in sorted(Counter(f.kind for f in faults).items()))),
+        ("Celery messages lost / come again", " / ".join(
+            str(sum(fault.hit.get(what, 0) for fault in faults)) for what in ("dropped", "repeated"))),
         ("kills of a worker that hit a running generation", f"{hits} of {kills}"),
         ("deltas shown", str(sum(len(view.deltas_at) for chat in accepted for view in chat.views))),
         ("sockets per chat, mean", f"{sum(chat.sockets for chat in chats) / max(1, len(chats)):.2f}"),
@@ -163,6 +165,10 @@ def _figures(chats: Sequence[Chat], accepted: Sequence[Chat], faults: Sequence[D
     ]  # fmt: skip
     if kills and hits / kills < 0.3:
         verdict.void = f"only {hits} of {kills} kills hit a running generation"
+    for kind, what in (("drop_tickets", "dropped"), ("repeat_tickets", "repeated")):
+        those = [fault for fault in faults if fault.kind == kind]
+        if those and not any(fault.hit.get(what) for fault in those):
+            verdict.void = f"no Celery message was {what}"
     if not accepted:
         verdict.void = "no chat was accepted"
 

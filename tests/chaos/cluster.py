@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +15,7 @@ from typing import Any
 
 import redis
 
+from tests.chaos import disk
 from tests.chaos.options import Options
 from tests.chaos.proxy import ROLES, Proxy, serving
 from tests.servers import postgresql_server
@@ -36,7 +40,7 @@ print(json.dumps({
     "rows": [
         {"id": str(row.id), "user": str(row.user_id), "client_id": row.client_id, "status": row.status,
          "answer": row.answer, "code": row.code, "sha256": row.sha256, "thread": str(row.thread),
-         "completion_tokens": row.completion_tokens, "deaths": row.deaths}
+         "completion_tokens": row.completion_tokens, "reason": row.reason, "deaths": row.deaths}
         for row in Generation.objects.defer("request")
     ],
     "charged": [str(id_) for id_ in UsageRecord.objects.values_list("generation_id", flat=True)],
@@ -79,12 +83,18 @@ def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
     """Start everything; yield when it is ready."""
     with ExitStack() as stack:
         proxy = stack.enter_context(serving(directory))
+        if disk.is_possible():
+            stack.enter_context(disk.small(directory / "checkout" / "var"))
         environment = {
-            "CHAT_ENGINE": "fake", "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
-            "PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_CONTROL": str(proxy.control),
+            "CHAT_ENGINE": options.engine, "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
+            "PORT": str(_free_ports(WEBS)), "PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_CONTROL": str(proxy.control),
         }  # fmt: skip
         if options.database == "postgres":
             environment["DATABASE_URL"] = stack.enter_context(postgresql_server())
+        if options.redis == "memory":
+            environment["CHAOS_REDIS"] = "memory"
+        if options.mixed:
+            environment["CHAOS_MIXED"] = "1"
         if options.defect:
             environment["CHAOS_DEFECT"] = options.defect
         service = stack.enter_context(running(directory, **environment))
@@ -94,3 +104,13 @@ def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
         if missing := set(ROLES) - proxy.roles():
             raise RuntimeError(f"no connection of {', '.join(sorted(missing))} goes through the proxy")
         yield found
+
+
+def _free_ports(num: int) -> int:
+    """Return the first of some that follow each other, below those that the system gives to outgoing connections."""
+    while True:
+        first = random.SystemRandom().randrange(20_000, 30_000)
+        with ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + num):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first

@@ -17,14 +17,15 @@ from typing import Any
 import psycopg
 import redis
 
-from chatproject.contract import broker, names
+from chatproject.contract import names
 from chatproject.contract.messages import Lease
+from tests.chaos import disk
 from tests.chaos.cluster import Cluster
+from tests.chaos.planted import tickets
 from tests.chaos.proxy import ROLES
 
 Hit = dict[str, Any]
 Fault = Callable[[Cluster, random.Random], Awaitable[Hit]]
-_QUEUE = names.generate_queue("demo")
 
 
 async def kill_worker(cluster: Cluster, choose: random.Random) -> Hit:
@@ -68,26 +69,12 @@ async def stop_records(cluster: Cluster, choose: random.Random) -> Hit:
 
 async def drop_tickets(cluster: Cluster, choose: random.Random) -> Hit:
     """For two seconds every Celery message for the workers vanishes, as does every outcome."""
-
-    def drop() -> int:
-        with cluster.redis() as client:
-            return int(client.delete(*broker.redis_lists(_QUEUE), *broker.redis_lists(names.RECORDS_QUEUE)))
-
-    return {"dropped": await _again_and_again(drop, for_s=2.0)}
+    return {"dropped": await _order_tickets(cluster, "drop", for_s=2.0)}
 
 
 async def repeat_tickets(cluster: Cluster, choose: random.Random) -> Hit:
-    """Every Celery message is there three times, and outcomes of long ago come again."""
-
-    def repeat() -> int:
-        with cluster.redis() as client:
-            num = 0
-            for key in (*broker.redis_lists(_QUEUE), *broker.redis_lists(names.RECORDS_QUEUE)):
-                for text in client.lrange(key, 0, -1):
-                    num += bool(client.lpush(key, text, text))
-            return num
-
-    return {"repeated": await _again_and_again(repeat, for_s=2.0)}
+    """Every Celery message is there twice, and some of long ago come again."""
+    return {"repeated": await _order_tickets(cluster, "repeat", for_s=2.0)}
 
 
 async def kill_redis(cluster: Cluster, choose: random.Random) -> Hit:
@@ -145,6 +132,17 @@ async def fill_redis(cluster: Cluster, choose: random.Random) -> Hit:
             break
         await asyncio.sleep(0.5)
     return {"did": bool(did), "s": full_s, "running": running}
+
+
+async def fill_disk(cluster: Cluster, choose: random.Random) -> Hit:
+    """No byte is free where Redis, SQLite and the logs are written, perhaps longer than a lease."""
+    full_s = choose.uniform(2, 8)
+    running = await asyncio.to_thread(lambda: sorted(leases(cluster)))
+    filler = await asyncio.to_thread(disk.fill, cluster.service.root / "var")
+    size = filler.stat().st_size
+    await asyncio.sleep(full_s)
+    filler.unlink()
+    return {"s": full_s, "bytes": size, "running": running}
 
 
 async def crash_database(cluster: Cluster, choose: random.Random) -> Hit:
@@ -206,14 +204,15 @@ FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         kill_worker, term_worker, stop_worker, kill_web, kill_records, stop_records, drop_tickets, repeat_tickets,
-        kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, crash_database, cut_links, hold_links,
-        delay_links, throttle_links,
+        kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, fill_disk, crash_database, cut_links,
+        hold_links, delay_links, throttle_links,
     )
 }  # fmt: skip
 NEEDS_POSTGRESQL = frozenset({"crash_database"})
+NEEDS_ROOT = frozenset({"fill_disk"})
 LOSES_DATA = frozenset({"kill_redis", "flush_redis"})
 # Those after which others may hold a worker for dead; what it ran is in the hit.
-KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis"})
+KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis", "fill_disk"})
 
 
 def leases(cluster: Cluster) -> dict[str, str]:
@@ -259,13 +258,15 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-async def _again_and_again(do: Callable[[], int], *, for_s: float) -> int:
-    loop = asyncio.get_running_loop()
-    until, total = loop.time() + for_s, 0
-    while loop.time() < until:
-        total += await asyncio.to_thread(_quietly, do) or 0
-        await asyncio.sleep(0.02)
-    return total
+async def _order_tickets(cluster: Cluster, order: str, *, for_s: float) -> int:
+    count = tickets.count_file(cluster.proxy.control)
+    before = count.stat().st_size if count.exists() else 0
+    tickets.order_file(cluster.proxy.control).write_text(order)
+    try:
+        await asyncio.sleep(for_s)
+    finally:
+        tickets.order_file(cluster.proxy.control).unlink()
+    return (count.stat().st_size if count.exists() else 0) - before
 
 
 def _quietly(do: Callable[[], Any]) -> Any:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tests.chaos import disk
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL
+from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL, NEEDS_ROOT
 from tests.chaos.history import History
 
 # The kill of a worker is what the promise is about; the rest in turn.
@@ -29,7 +30,10 @@ class Done:
 def choose_faults(seed: int, num: int, only: Sequence[str], database: str) -> list[str]:
     """Return the kinds in their order: every kind that this database has about equally often, kills more."""
     choose = random.Random(f"faults of {seed}")
-    possible = [kind for kind in sorted(FAULTS) if database == "postgres" or kind not in NEEDS_POSTGRESQL]
+    lacking = (NEEDS_POSTGRESQL if database == "sqlite" else frozenset()) | (
+        frozenset() if disk.is_possible() else NEEDS_ROOT
+    )
+    possible = [kind for kind in sorted(FAULTS) if kind not in lacking]
     kinds = [kind for kind in (only or possible) for _ in range(1 if only else WEIGHT.get(kind, 1))]
     chosen: list[str] = []
     while len(chosen) < num:

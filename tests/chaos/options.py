@@ -17,6 +17,9 @@ class Options:
     faults: int
     seconds: float  # over which chats and faults are spread
     database: str  # sqlite or postgres
+    redis: str  # log: with its append-only file; memory: what it holds dies with it
+    engine: str  # fake or torch
+    mixed: bool  # workers of three versions
     defect: str  # of `planted`, or empty
     keep: str  # where to leave history and logs; empty: nowhere
     only: tuple[str, ...]  # kinds of faults; empty: all
@@ -25,12 +28,16 @@ class Options:
         """Return the command that asks for the same run."""
         words = [f"--seed {self.seed} --chats {self.chats} --faults {self.faults} --seconds {self.seconds:g}"]
         words += [f"--database {self.database}", *(f"--only {kind}" for kind in self.only)]
+        words += ["--redis memory"] if self.redis == "memory" else []
+        words += ["--engine torch"] if self.engine == "torch" else []
+        words += ["--mixed"] if self.mixed else []
         words += [f"--defect {self.defect}"] if self.defect else []
         return f"make chaos ARGS='{' '.join(words)}'"
 
 
 def read(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line."""
+    from tests.chaos import disk
     from tests.chaos.faults import FAULTS
     from tests.chaos.planted.sitecustomize import DEFECTS
 
@@ -41,6 +48,9 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--seconds", type=float, default=0, help="over which they are spread (default: 6 a fault)")
     parser.add_argument("--quick", action="store_true", help="100 chats and 10 faults, under 2 minutes")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--redis", choices=("log", "memory"), default="log", help="memory: without its log file")
+    parser.add_argument("--engine", choices=("fake", "torch"), default="fake", help="torch: the bundled model")
+    parser.add_argument("--mixed", action="store_true", help="one worker of a newer contract, one of the first")
     parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
     parser.add_argument("--keep", default="", metavar="DIR", help="leave the history and the logs there")
@@ -49,8 +59,10 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     seconds = found.seconds or (50.0 if found.quick else max(20.0, faults * 6.0))
     if "crash_database" in found.only and found.database == "sqlite":
         parser.error("crash_database needs --database postgres")
+    if "fill_disk" in found.only and not disk.is_possible():
+        parser.error("fill_disk needs root")
     seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed
     return Options(
         seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,
-        keep=found.keep, only=tuple(found.only),
+        redis=found.redis, engine=found.engine, mixed=found.mixed, keep=found.keep, only=tuple(found.only),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def play(wanted: Options, directory: Path) -> Verdict:
 
 async def _play(wanted: Options, running: Cluster, path: Path) -> Verdict:
     with contextlib.closing(History(path)) as history:
-        chats = users.make_chats(wanted.chats, sorted(running.users), wanted.seed)
+        chats = users.make_chats(wanted.chats, sorted(running.users), wanted.seed, engine=wanted.engine)
         kinds = nemesis.choose_faults(wanted.seed, wanted.faults, wanted.only, wanted.database)
         going = [asyncio.create_task(_chat(chat, running, history, wanted)) for chat in chats]
         faults = await nemesis.run(

@@ -15,6 +15,7 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.history import History
 
 GONE = (websockets.WebSocketException, OSError, asyncio.TimeoutError, EOFError)
+KNOWN_QUESTIONS = ("Tell me a story.", "What can you do?", "How does this service work?", "What is a planet?")
 ANSWER_S = 20.0  # without a word for so long, a client reconnects
 
 
@@ -81,7 +82,7 @@ class User:
     async def _send(self, socket: Socket) -> bool:
         message = {
             "type": "send", "id": self._chat.client_id, "conversation": None, "text": self._chat.text,
-            "params": {"max_tokens": self._chat.max_tokens, "seed": 1},
+            "params": {"max_tokens": self._chat.max_tokens, "seed": 1, **self._chat.wishes},
         }  # fmt: skip
         self._chat.asked_at = self._chat.asked_at or self._history.now
         self._note("send")
@@ -112,7 +113,11 @@ class User:
         if must_resume:  # A message that was just sent, perhaps once more, is told from its beginning unasked.
             await socket.put(type="resume", generation=generation, after=view.seq)
         while view.end is None:
-            frame = await socket.get()
+            try:
+                frame = await socket.get()
+            except TimeoutError:
+                self._chat.problems.append(f"silent for {ANSWER_S:.0f} s: at {self._history.now:.0f} s, seq {view.seq}")
+                raise
             kind = frame["type"]
             if kind == "accepted":
                 self._accepted(frame)
@@ -164,13 +169,16 @@ class User:
         return self._history.note(kind, chat=self._chat.number, **fields)
 
 
-def make_chats(num: int, users: list[str], seed: int) -> list[Chat]:
-    """Return the chats of a run; the seed decides all of them."""
+def make_chats(num: int, users: list[str], seed: int, *, engine: str = "fake") -> list[Chat]:
+    """Return the chats of a run; the seed decides all of them. The bundled model is asked what it can tell."""
     choose = random.Random(seed)
     return [
         Chat(
             number=number, client_id=str(uuid.UUID(int=choose.getrandbits(128), version=4)), user=choose.choice(users),
-            text=f"question {number} of run {seed}", max_tokens=choose.randint(60, 400),
+            text=f"question {number} of run {seed}" if engine == "fake" else choose.choice(KNOWN_QUESTIONS),
+            max_tokens=choose.randint(60, 400),
+            # A part of the messages asks for what the first workers did not know yet.
+            wishes={"min_p": 0.02} if number % 4 == 0 else {},
         )
         for number in range(num)
     ]  # fmt: skip

@@ -7,6 +7,7 @@ defect as well, which waits until the module it spoils has been imported.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
@@ -17,10 +18,12 @@ from typing import Any
 try:
     import clocks  # type: ignore[import-not-found]
     import links  # type: ignore[import-not-found]
+    import tickets  # type: ignore[import-not-found]
+    import versions  # type: ignore[import-not-found]
     from after_import import change  # type: ignore[import-not-found]
     from worker_defects import WORKER_DEFECTS  # type: ignore[import-not-found]
 except ImportError:  # read for its table, not started with the service
-    from tests.chaos.planted import clocks, links
+    from tests.chaos.planted import clocks, links, tickets, versions
     from tests.chaos.planted.worker_defects import WORKER_DEFECTS
     from tests.hooks.after_import import change
 
@@ -129,7 +132,7 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
         ("kill_web",), ("gap",),
     ),
     "channel_layer_alone": (
-        {"chatproject.generations.streaming.hub": _channel_layer_alone}, ("kill_web",), ("lost",),
+        {"chatproject.generations.streaming.hub": _channel_layer_alone}, ("kill_web",), ("silent", "lost"),
     ),
     "settle_outside_the_transaction": (
         {"chatproject.generations.records": _settle_outside}, ("kill_records",), ("charged once",),
@@ -145,10 +148,21 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
 }  # fmt: skip
 
 
+def _no_log_file(module: ModuleType) -> None:
+    configuration = module._configuration
+    module._configuration = lambda *of: configuration(*of).replace("appendonly yes", "appendonly no")
+
+
 def _start() -> None:
-    changes = links.changes(os.environ["CHAOS_CONTROL"])
+    control = os.environ["CHAOS_CONTROL"]
+    changes = links.changes(control)
+    changes["kombu.transport.redis"] = functools.partial(tickets.unreliable, control=control)
+    if os.environ.get("CHAOS_REDIS") == "memory":
+        changes["chatproject.ops.up.redis_server"] = _no_log_file
     if links.role_of(sys.orig_argv) == "worker":
         clocks.set_wrong()
+        if os.environ.get("CHAOS_MIXED"):
+            changes |= versions.CHANGES
     if defect := os.environ.get("CHAOS_DEFECT"):
         changes |= DEFECTS[defect][0]  # of other modules than those of the links
     change(changes)
