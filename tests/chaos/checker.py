@@ -44,7 +44,7 @@ def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any
         for problem in [*chat.problems, *(problem for view in chat.views for problem in view.problems)]
     ]
     verdict.check("lost", [_name(chat) + why for chat in accepted if (why := _why_lost(chat, rows))])
-    for word in ("doubled", "gap", "reordered", "foreign", "silent"):
+    for word in ("doubled", "gap", "reordered", "foreign", "silent", "early"):
         verdict.check(word, [f"{_name(chat)}: {text}" for chat, text in problems if text.startswith(word)])
     verdict.check("stored = streamed", [_name(chat) + why for chat in accepted if (why := _why_differs(chat, rows))])
     verdict.check("one row per message", _row_problems(accepted, database["rows"], rows))

@@ -79,11 +79,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
-    """Start everything; yield when it is ready."""
+def cluster(options: Options, directory: Path, **more: str) -> Iterator[Cluster]:
+    """Start everything, with ``more`` in its environment; yield when it is ready."""
     with ExitStack() as stack:
         proxy = stack.enter_context(serving(directory))
-        if disk.is_possible():
+        if disk.is_possible() and not options.scenario:
             stack.enter_context(disk.small(directory / "checkout" / "var"))
         environment = {
             "CHAT_ENGINE": options.engine, "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
@@ -97,7 +97,7 @@ def cluster(options: Options, directory: Path) -> Iterator[Cluster]:
             environment["CHAOS_MIXED"] = "1"
         if options.defect:
             environment["CHAOS_DEFECT"] = options.defect
-        service = stack.enter_context(running(directory, **environment))
+        service = stack.enter_context(running(directory, **environment | more))
         found = Cluster(service=service, users=json.loads(service.python(_MAKE_USERS % USERS)), proxy=proxy)
         for url in found.urls:  # A web process connects when it is asked for something.
             urllib.request.urlopen(f"{url}/readyz", timeout=30).close()

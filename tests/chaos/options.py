@@ -22,10 +22,13 @@ class Options:
     mixed: bool  # workers of three versions
     defect: str  # of `planted`, or empty
     keep: str  # where to leave history and logs; empty: nowhere
+    scenario: str  # of `scenarios`, instead of all else
     only: tuple[str, ...]  # kinds of faults; empty: all
 
     def again(self) -> str:
         """Return the command that asks for the same run."""
+        if self.scenario:
+            return f"make chaos ARGS='--scenario {self.scenario} --seed {self.seed} --database {self.database}'"
         words = [f"--seed {self.seed} --chats {self.chats} --faults {self.faults} --seconds {self.seconds:g}"]
         words += [f"--database {self.database}", *(f"--only {kind}" for kind in self.only)]
         words += ["--redis memory"] if self.redis == "memory" else []
@@ -40,6 +43,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     from tests.chaos import disk
     from tests.chaos.faults import FAULTS
     from tests.chaos.planted.sitecustomize import DEFECTS
+    from tests.chaos.scenarios import SCENARIOS
 
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="the same users and faults again (default: drawn)")
@@ -53,6 +57,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--mixed", action="store_true", help="one worker of a newer contract, one of the first")
     parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
+    parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="", help="measure one thing, with its goal")
     parser.add_argument("--keep", default="", metavar="DIR", help="leave the history and the logs there")
     found = parser.parse_args(arguments)
     chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
@@ -64,5 +69,6 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed
     return Options(
         seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,
-        redis=found.redis, engine=found.engine, mixed=found.mixed, keep=found.keep, only=tuple(found.only),
+        redis=found.redis, engine=found.engine, mixed=found.mixed, keep=found.keep, scenario=found.scenario,
+        only=tuple(found.only),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.chaos.checker import Verdict
 from tests.chaos.options import Options
+from tests.chaos.planted.sitecustomize import DEFECTS
 
 _EXAMPLES = 5
 
@@ -20,6 +21,9 @@ def text_of(verdict: Verdict, wanted: Options) -> str:
             lines.append(f"  {name}: and {len(found) - _EXAMPLES} more")
     if verdict.void:
         lines.append(f"chaos: this run proves nothing: {verdict.void}")
+    if wanted.defect:
+        seen = [name for name in DEFECTS[wanted.defect][2] if verdict.broken.get(name)]
+        lines.append(f"chaos: {wanted.defect} was {'caught by ' + ', '.join(seen) if seen else 'NOT CAUGHT'}")
     result = "every invariant held" if verdict.is_good else "FAILED"
     lines.append(f"chaos: {result}. Again: {wanted.again()}")
     return "\n".join(lines)

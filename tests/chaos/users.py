@@ -35,6 +35,14 @@ class Socket:
     async def __aexit__(self, *_: Any) -> None:
         await self._socket.close()
 
+    async def is_open(self) -> bool:
+        """Say whether the other end still answers."""
+        try:
+            await asyncio.wait_for(await self._socket.ping(), ANSWER_S)
+        except GONE:
+            return False
+        return True
+
     async def put(self, **frame: Any) -> None:
         await self._socket.send(json.dumps(frame))
 
@@ -53,6 +61,7 @@ class User:
         self._key = cluster.users[chat.user]
         self._stops = self._random.random() < 0.12
         self._doubles = self._random.random() < 0.2
+        self._asks_again = random.Random(f"{seed}/{chat.number} asks again").random() < 0.5
         self._drops_after = self._random.randint(2, 60) if self._random.random() < 0.3 else None
 
     async def live(self) -> None:
@@ -70,6 +79,7 @@ class User:
                             self._chat.second = View()
                             second = asyncio.create_task(self._read_along(self._chat.second))
                         await self._read(socket, self._chat.view, is_first=True, must_resume=not is_new)
+                        await self._ask_whether_stored(socket)
                 except GONE as error:
                     self._note("gone", why=repr(error)[:200])
                     await asyncio.sleep(self._random.uniform(0.1, 0.6))
@@ -147,6 +157,24 @@ class User:
                 raise
             if is_first:
                 await self._act(socket, view)
+
+    async def _ask_whether_stored(self, socket: Socket) -> None:
+        """What was shown as ended is stored: whoever asks at once is told so."""
+        if not self._asks_again:
+            return
+        generation = self._chat.generation
+        await socket.put(type="resume", generation=generation, after=self._chat.view.seq)
+        while True:
+            frame = await socket.get()
+            if frame["type"] == "error":
+                status = frame["code"]
+            elif frame["type"] == "state" and frame["generation"] == generation:
+                status = frame["status"]
+            else:
+                continue
+            if status in ("bad_cursor", "waiting", "running"):
+                self._chat.problems.append(f"early: the end was shown, and then it was {status}")
+            return
 
     async def _act(self, socket: Socket, view: View) -> None:
         if self._stops and len(view.deltas_at) > 5 and not self._chat.is_stopped:

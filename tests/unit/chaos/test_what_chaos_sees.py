@@ -1,0 +1,68 @@
+"""The harness must not be blind: its faults meet something, and what is broken has a name in the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.chaos import checker
+from tests.chaos.chats import Chat
+from tests.chaos.nemesis import Done
+from tests.chaos.options import read
+from tests.chaos.planted import tickets
+from tests.chaos.planted.sitecustomize import DEFECTS
+from tests.chaos.scenarios import figures
+
+EMPTY: dict[str, Any] = {"rows": [], "charged": [], "reserved": 0}
+
+
+def channel(tmp_path: Path) -> tuple[Any, list[str]]:
+    put: list[str] = []
+
+    class Channel:
+        def _put(self, queue: str, message: str) -> None:
+            put.append(message)
+
+    module = SimpleNamespace(Channel=Channel)
+    tickets.unreliable(module, str(tmp_path / "proxy.sock"))  # type: ignore[arg-type]
+    return Channel(), put
+
+
+def test_tickets_vanish_and_come_again_where_they_are_sent(tmp_path: Path) -> None:
+    sender, put = channel(tmp_path)
+    order, count = tickets.order_file(tmp_path / "proxy.sock"), tickets.count_file(tmp_path / "proxy.sock")
+    sender._put("generate.demo", "first")
+    order.write_text("drop")
+    sender._put("generate.demo", "lost")
+    sender._put("w1.celery.pidbox", "control words are not tickets")
+    order.write_text("repeat")
+    sender._put("generate.demo", "second")
+    assert put == ["first", "control words are not tickets", "second", "second", "first", "lost"]
+    assert count.stat().st_size == 4
+
+
+def test_a_run_whose_tickets_were_never_lost_proves_nothing() -> None:
+    chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
+    done = Done(kind="drop_tickets", began=0, ended=2, hit={"dropped": 0})
+    assert "dropped" in checker.check([chat], [done], EMPTY, []).void
+
+
+def test_silence_and_an_early_end_break_an_invariant() -> None:
+    chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
+    chat.problems += ["silent for 20 s: at 30 s, seq 3", "early: the end was shown, and then it was running"]
+    broken = checker.check([chat], [], EMPTY, []).broken
+    assert len(broken["silent"]) == len(broken["early"]) == 1
+
+
+def test_every_defect_names_invariants_and_faults_that_exist() -> None:
+    names = set(checker.check([], [], EMPTY, []).broken)
+    for defect, (_, faults, invariants) in DEFECTS.items():
+        assert set(invariants) <= names, defect
+        assert read(["--defect", defect, *(word for kind in faults for word in ("--only", kind))]).only == faults
+
+
+def test_a_figure_without_a_measurement_is_not_at_its_goal() -> None:
+    assert not figures.at_most("resumed", [], 0.99, 5).is_met
+    assert figures.at_most("resumed", [1.0, 4.0], 0.99, 5).is_met
+    assert not figures.at_most("resumed", [1.0, 6.0], 0.99, 5).is_met
