@@ -84,26 +84,27 @@ class DecodeGraphs:
         They are overwritten by the next call of `run` or `begin`.
         """
         self.forget()
-        return self._replay(rows)
+        return self._replay(
+            [row.tokens[0] for row in rows], [row.start for row in rows], [row.block_table for row in rows]
+        )
 
     def begin(self, rows: Sequence[Row], tokens: Sequence[int | None]) -> None:
         """Start the next forward of ``rows``, which got ``tokens``, as far as their blocks reach."""
         self.forget()
-        following: list[Row] = []
+        next_tokens: list[int] = []
+        starts: list[int] = []
+        tables: list[tuple[int, ...]] = []
         for row, token in zip(rows, tokens, strict=True):
             start = row.start + len(row.tokens)
-            has_block = start // BLOCK_TOKENS < len(row.block_table) and start < self._context_tokens
-            if token is None or not has_block:
+            table = row.block_table
+            if token is None or start >= len(table) * BLOCK_TOKENS or start >= self._context_tokens:
                 continue
-            self._ahead[row.sequence_id] = _Ahead(len(following), token, start, row.block_table)
-            following.append(
-                Row(
-                    sequence_id=row.sequence_id, tokens=(token,), start=start, block_table=row.block_table,
-                    sampling=None,
-                )
-            )  # fmt: skip
-        if following:
-            self._logits = self._replay(following)
+            self._ahead[row.sequence_id] = _Ahead(len(tables), token, start, table)
+            next_tokens.append(token)
+            starts.append(start)
+            tables.append(table)
+        if tables:
+            self._logits = self._replay(next_tokens, starts, tables)
 
     def take(self, rows: Sequence[Row]) -> Tensor | None:
         """Return the logits (R, V) of ``rows`` if they are what runs ahead, all of them; else None."""
@@ -129,19 +130,19 @@ class DecodeGraphs:
         is_same = table is ahead.blocks or table[: len(ahead.blocks)] == ahead.blocks
         return ahead.place if is_same else None
 
-    def _replay(self, rows: Sequence[Row]) -> Tensor:
-        size = next(size for size in self._sizes if size >= len(rows))
+    def _replay(self, tokens: Sequence[int], starts: Sequence[int], tables: Sequence[tuple[int, ...]]) -> Tensor:
+        size = next(size for size in self._sizes if size >= len(tokens))
         graph, buffers, logits = self._graphs[size]
         if self._filled is not None:
             # The copy of the fill before may still read the host's side.
             self._filled.synchronize()
-        buffers.fill(rows)
+        buffers.fill(tokens, starts, tables)
         if self._filled is not None:
             self._filled.record()
         if graph is None or logits is None:
-            return self._forward(buffers)[: len(rows)]
+            return self._forward(buffers)[: len(tokens)]
         graph.replay()
-        return logits[: len(rows)]
+        return logits[: len(tokens)]
 
     @torch.inference_mode()
     def _forward(self, buffers: DecodeBuffers) -> Tensor:

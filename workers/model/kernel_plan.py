@@ -145,15 +145,18 @@ class DecodeBuffers:
             cache, tokens=tokens, positions=positions, slots=slots, lengths=self._lengths, tables=self._device_tables
         )
 
-    def fill(self, rows: Sequence[Row]) -> None:
-        """Let the next launch compute ``rows``. The host's side must not be read any more by the copy before."""
-        head, num = self._host_head, len(rows)
-        starts = [row.start for row in rows]
-        head[0, :num] = [row.tokens[0] for row in rows]
+    def fill(self, tokens: Sequence[int], starts: Sequence[int], tables: Sequence[tuple[int, ...]]) -> None:
+        """Let the next launch compute one token for each row, at position ``starts`` of its block table.
+
+        The host's side must not be read any more by the copy before. A table that is known by its identity is not
+        written again: this lies between two steps, where the device waits.
+        """
+        head, num = self._host_head, len(tokens)
+        head[0, :num] = tokens
         head[1, :num] = starts
         head[2, :num] = [
-            row.block_table[start // BLOCK_TOKENS] * BLOCK_TOKENS + start % BLOCK_TOKENS
-            for row, start in zip(rows, starts, strict=True)
+            table[start // BLOCK_TOKENS] * BLOCK_TOKENS + start % BLOCK_TOKENS
+            for start, table in zip(starts, tables, strict=True)
         ]
         head[3, :num] = head[1, :num] + 1
         if num < self._num_rows:
@@ -161,8 +164,7 @@ class DecodeBuffers:
             head[2, num : self._num_rows] = _NOWHERE
         self._num_rows = num
         has_changed = False
-        for place, row in enumerate(rows):
-            table = row.block_table
+        for place, table in enumerate(tables):
             if table is not self._held[place]:
                 self._host_tables[place, : len(table)] = table
                 self._held[place] = table
