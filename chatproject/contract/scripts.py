@@ -172,7 +172,9 @@ APPEND: Final = _script(
     """
 local last, last_run, _, kind = tail(KEYS[1])
 if last_run > tonumber(ARGV[3]) then return 'newer' end
-if is_ended(kind) then return 'ended' end
+-- An end of this very run that the caller does not know of is its own: it was written, and the answer got lost.
+local is_own = kind == 'end' and last_run == tonumber(ARGV[3]) and last ~= ARGV[1]
+if is_ended(kind) and not is_own then return 'ended' end
 if last ~= ARGV[1] then
   if last == '' then return 'gone' end
   return 'short:' .. last

@@ -148,6 +148,7 @@ def test_the_first_end_decides(store: Store, server: redis.Redis) -> None:
     assert scripts.end(generation_id=asked.generation_id, model="demo", lane="interactive", end=failed) == "ended"
     assert log_of(server, asked).end == DONE
     assert append(store, held, f"{run}-2", entry(run, 3, text="late")) == "ended"
+    assert append(store, held, f"{run}-1", entry(run, 2, "end", end=DONE)) == f"short:{run}-2", "it is the caller's own"
 
 
 def test_a_leased_generation_is_not_ended_over_its_workers_head(store: Store) -> None:

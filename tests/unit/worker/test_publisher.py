@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import redis
@@ -202,6 +203,34 @@ def test_an_end_is_asked_to_be_stored_until_it_is(bench: Bench) -> None:
     bench.renew()
     eventually(bench.publisher.is_settled)
     assert not bench.server.exists(names.lease_key(active.id))
+
+
+def test_an_end_that_was_written_although_the_answer_got_lost_is_still_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for another's end, it was forgotten: a Redis that then lost its data lost the answer. Found by chaos."""
+    append, answers_lost = Store.append, threading.Event()
+
+    def append_and_hear_nothing(self: Store, writes: Sequence[Any]) -> list[str | Exception]:
+        answers = append(self, writes)
+        if (
+            any(fields.get("k") == "end" for *_, entries in writes for _, fields in entries)
+            and not answers_lost.is_set()
+        ):
+            answers_lost.set()
+            raise redis.TimeoutError("the answer got lost")
+        return answers
+
+    monkeypatch.setattr(Store, "append", append_and_hear_nothing)
+    active = bench.begin()
+    bench.step(active, 1, "Mars", Finish(reason="stop", prompt_tokens=1, completion_tokens=1))
+    eventually(lambda: bench.outside.stored == [active.id])
+    assert answers_lost.is_set()
+    assert bench.outside.dropped == []
+    bench.server.flushall()
+    bench.renew()
+    eventually(lambda: bench.log(active).end is not None)
+    assert bench.log(active).text == "Mars"
 
 
 def test_a_hand_back_writes_what_is_there_first(bench: Bench) -> None:
