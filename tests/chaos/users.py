@@ -22,7 +22,8 @@ ANSWER_S = 20.0  # without a word for so long, a client reconnects
 class Socket:
     """One connection of one user. Raises one of GONE when it ends."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, *, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._connect = websockets.connect(
             url.replace("http", "ws", 1) + "/ws/chat/", subprotocols=["chat.v1"], open_timeout=10, close_timeout=1,
             additional_headers={"Authorization": f"Bearer {key}"},
@@ -47,7 +48,7 @@ class Socket:
         await self._socket.send(json.dumps(frame))
 
     async def get(self) -> Wire:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(self._answer_s):
             frame: Wire = json.loads(await self._socket.recv())
             return frame
 

@@ -6,12 +6,14 @@ import asyncio
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from tests.chaos.chats import View, Wire
 from tests.chaos.cluster import Cluster
 from tests.chaos.users import GONE, Socket
 
+PATIENCE_S = 60.0  # Redis may be away for half of it
 NUMBERED = ("started", "delta", "finished", "failed")
 
 
@@ -23,11 +25,12 @@ class Client:
         self.key = list(cluster.users.values())[user % len(cluster.users)]
         self.generation = ""
         self.view = View()
+        self.errors: Counter[str] = Counter()
         self.closes: list[float] = []
         self.resumed_at: list[float] = []
 
     def connect(self) -> Socket:
-        return Socket(self.cluster.urls[self.web], self.key)
+        return Socket(self.cluster.urls[self.web], self.key, answer_s=PATIENCE_S)
 
     async def ask(self, socket: Socket, text: str, max_tokens: int) -> Wire:
         """Send; return `accepted` or `error`."""
@@ -46,12 +49,21 @@ class Client:
             frame = await socket.get()
             if frame.get("generation") != self.generation:
                 continue
-            if frame["type"] == "state":
+            if frame["type"] == "error":
+                self.errors[frame["code"]] += 1
+                await asyncio.sleep(0.2)
+                await self.resume(socket)
+            elif frame["type"] == "state":
                 self.resumed_at.append(time.monotonic())
                 self.view.on_state(frame)
             elif frame["type"] in NUMBERED:
                 self.view.on_frame(frame, time.monotonic())
             yield frame
+
+    async def resume(self, socket: Socket) -> None:
+        """Ask for what follows the last frame seen."""
+        self.view.has_resumed = True
+        await socket.put(type="resume", generation=self.generation, after=self.view.seq)
 
     async def read(self, socket: Socket) -> None:
         """Read to the end over this socket."""
@@ -70,11 +82,10 @@ class Client:
             self.web = (self.web + 1) % len(self.cluster.urls)
             try:
                 async with self.connect() as again:
-                    self.view.has_resumed = True
-                    await again.put(type="resume", generation=self.generation, after=self.view.seq)
+                    await self.resume(again)
                     await self.read(again)
-            except GONE:
-                continue
+            except GONE as error:
+                self.errors[type(error).__name__] += 1
 
 
 async def begin(client: Client, text: str, max_tokens: int) -> Socket:

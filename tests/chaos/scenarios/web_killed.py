@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.scenarios.client import Client, begin
@@ -38,15 +39,14 @@ async def play(cluster: Cluster, seed: int) -> list[Figure]:
     delays = [
         min((at for at in client.resumed_at if at > killed_at), default=killed_at + 999) - killed_at for client in hit
     ]
-    deltas = [
-        min((at for at in client.view.deltas_at if at > client.resumed_at[0]), default=killed_at + 999) - killed_at
-        for client in hit
-        if client.resumed_at
-    ]
+    running = [client for client in hit if client.view.deltas_at[-1] > max(client.resumed_at, default=0)]
+    deltas = [min(at for at in client.view.deltas_at if at > client.resumed_at[0]) - killed_at for client in running]
+    errors = sum((client.errors for client in hit), Counter())
     return [
         Figure(name="sockets that were cut", seen=str(len(hit)), goal=f"{SOCKETS}", is_met=len(hit) == SOCKETS),
         at_most("killed to resumed", delays, 0.99, RESUMED_S),
         at_most("killed to the next delta", deltas, 0.99, RESUMED_S),
+        Figure(name="refused or failed on the way", seen=str(dict(errors))),
         none_of("gaps, repeats, other order", [problem for client in clients for problem in client.view.problems]),
         none_of("never ended", [client.generation for client in clients if client.view.end is None]),
     ]
