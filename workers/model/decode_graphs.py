@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from workers.engine.interfaces import BLOCK_TOKENS, Row
 from workers.model.attention import attending
 from workers.model.kernel_plan import DecodeBuffers
+from workers.model.kernels.paged_decode import choose_splits
 from workers.model.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,12 @@ class DecodeGraphs:
             pool = pool or graph.pool()
             self._graphs[size] = (graph, buffers, logits)
         log.info("Captured decode steps of %s rows.", ", ".join(map(str, self._sizes)))
+
+    def splits(self, num_rows: int) -> tuple[int, int]:
+        """Return how so many decodes among prefills are split: as in a graph, whose kernels are compiled."""
+        size = next(size for size in self._sizes if size >= num_rows)
+        plan = self._graphs[size][1].plan
+        return choose_splits(size, self._cache.layer(0)[0].shape[1], plan.tables.shape[1] * BLOCK_TOKENS)
 
     def run(self, rows: Sequence[Row]) -> Tensor:
         """Compute the forward of ``rows``, which all decode; return logits (R, V) in the model's type.

@@ -20,6 +20,7 @@ from workers.model.kernels.paged_prefill import paged_prefill
 from workers.model.kv_cache import KVCache
 
 _NOWHERE = -1
+_ALIGNED = 16
 
 
 # T tokens of the step, R rows that decode, C chunks, H query heads, K kv heads, D head dim
@@ -36,22 +37,33 @@ class PagedPlan:
         lengths: Tensor,  # (R,) int32
         tables: Tensor,  # (R, blocks) int32
         chunks: ChunkTensors | None = None,
+        splits: tuple[int, int] | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self.splits = cache, splits
         self.tokens, self.positions, self.slots = tokens, positions, slots
         self.lengths, self.tables, self.chunks = lengths, tables, chunks
         self.num_decodes = lengths.shape[0]
         self.chunk_ends: list[int] = chunks.ends if chunks is not None else []
 
     @classmethod
-    def of_rows(cls, cache: KVCache, decodes: Sequence[Row], chunks: Sequence[Row], device: torch.device) -> PagedPlan:
-        """Plan a step with at least one chunk."""
+    def of_rows(
+        cls,
+        cache: KVCache,
+        decodes: Sequence[Row],
+        chunks: Sequence[Row],
+        device: torch.device,
+        splits: tuple[int, int] | None = None,
+    ) -> PagedPlan:
+        """Plan a step with at least one chunk. ``splits``, as of `choose_splits`, are those of its decodes.
+
+        Every section begins at a multiple of 16 numbers and tables are as wide, for Triton compiles a kernel anew for
+        pointers and strides that are aligned otherwise, and that takes seconds.
+        """
         rows = [*decodes, *chunks]
         sizes = [len(row.tokens) for row in rows]
         num_tokens, num_decodes = sum(sizes), len(decodes)
-        width = max(_num_blocks(row) for row in rows)
-        begins = [num_decodes, *accumulate(sizes[num_decodes:], initial=num_decodes)][1:]
-        # int64: tokens, positions, slots; then int32 pairs would be half of one: all are int64 here and narrowed there.
+        width = _aligned(max(_num_blocks(row) for row in rows))
+        begins = list(accumulate(sizes[num_decodes:], initial=0))  # of the chunks, among the chunks' tokens
         tables = np.zeros((len(rows), width), np.int64)
         positions = np.empty(num_tokens, np.int64)
         slots = np.empty(num_tokens, np.int64)
@@ -64,28 +76,29 @@ class PagedPlan:
             slots[at : at + size] = tables[index, own // BLOCK_TOKENS] * BLOCK_TOKENS + own % BLOCK_TOKENS
             at += size
         tokens = np.fromiter((token for row in rows for token in row.tokens), np.int64, num_tokens)
-        starts = np.array([row.start for row in rows], np.int64)
-        host = torch.from_numpy(
-            np.concatenate([tokens, positions, slots, starts, np.array(begins), tables.reshape(-1)])
-        )
+        lengths = np.array([row.start + 1 for row in decodes], np.int64)
+        starts = np.array([row.start for row in chunks], np.int64)
+        longs = _Sections(tokens, positions, slots)
+        ints = _Sections(lengths, starts, np.array(begins, np.int64), tables.reshape(-1))
+        host = torch.from_numpy(np.concatenate([longs.packed, ints.packed]))
         if device.type == "cuda":
             host = host.pin_memory()
         packed = host.to(device, non_blocking=True)
-        small = packed[3 * num_tokens :].int()
-        num_rows = len(rows)
-        all_starts, rest = small[:num_rows], small[num_rows:]
-        all_tables = rest[len(begins) :].view(num_rows, width)
+        device_tokens, device_positions, device_slots = longs.of(packed)
+        device_lengths, device_starts, device_begins, flat = ints.of(packed[longs.packed.size :].int())
+        all_tables = flat.view(len(rows), width)
         return cls(
             cache,
-            tokens=packed[:num_tokens],
-            positions=packed[num_tokens : 2 * num_tokens],
-            slots=packed[2 * num_tokens : 3 * num_tokens],
-            lengths=all_starts[:num_decodes] + 1,
+            tokens=device_tokens,
+            positions=device_positions,
+            slots=device_slots,
+            lengths=device_lengths,
             tables=all_tables[:num_decodes],
             chunks=ChunkTensors(
-                ends=begins[1:], longest=max(sizes[num_decodes:]), begins=rest[: len(begins)] - num_decodes,
-                starts=all_starts[num_decodes:], tables=all_tables[num_decodes:],
+                ends=[num_decodes + end for end in begins[1:]], longest=max(sizes[num_decodes:]), begins=device_begins,
+                starts=device_starts, tables=all_tables[num_decodes:],
             ),
+            splits=splits,
         )  # fmt: skip
 
     def attend(
@@ -104,7 +117,7 @@ class PagedPlan:
         out = torch.empty(query.shape[0], query.shape[1], values.shape[2], dtype=query.dtype, device=query.device)
         num = self.num_decodes
         if num:
-            splits = choose_splits(num, keys.shape[1], self.tables.shape[1] * BLOCK_TOKENS)
+            splits = self.splits or choose_splits(num, keys.shape[1], self.tables.shape[1] * BLOCK_TOKENS)
             paged_decode(
                 query[:num], keys, values, self.tables, self.lengths, scaling=scaling, window=window, softcap=softcap,
                 out=out[:num], splits=splits,
@@ -131,6 +144,7 @@ class DecodeBuffers:
 
     def __init__(self, size: int, max_blocks: int, device: torch.device, cache: KVCache) -> None:
         is_cuda = device.type == "cuda"
+        max_blocks = _aligned(max_blocks)
         self._head = torch.zeros(4, size, dtype=torch.int64, pin_memory=is_cuda)
         self._head[2] = _NOWHERE
         self._tables = torch.zeros(size, max_blocks, dtype=torch.int32, pin_memory=is_cuda)
@@ -173,6 +187,25 @@ class DecodeBuffers:
         self._lengths.copy_(self._device_head[3], non_blocking=True)
         if has_changed:
             self._device_tables.copy_(self._tables, non_blocking=True)
+
+
+class _Sections:
+    """Arrays side by side, each at a multiple of 16 numbers."""
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self._sizes = [array.size for array in arrays]
+        self._begins = list(accumulate((_aligned(size) for size in self._sizes), initial=0))
+        self.packed = np.zeros(self._begins[-1], np.int64)
+        for array, begin in zip(arrays, self._begins, strict=False):
+            self.packed[begin : begin + array.size] = array
+
+    def of(self, packed: Tensor) -> list[Tensor]:
+        """Return the sections of what was packed."""
+        return [packed[begin : begin + size] for begin, size in zip(self._begins, self._sizes, strict=False)]
+
+
+def _aligned(number: int) -> int:
+    return -(-number // _ALIGNED) * _ALIGNED
 
 
 def _num_blocks(row: Row) -> int:

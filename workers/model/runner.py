@@ -97,6 +97,8 @@ class TorchRunner:
         # On a GPU gathering is cheap beside what a second copy would cost in memory.
         has_copies = loaded.device.type == "cpu" and not use_kernels
         self._decode_cache = self._new_decode_cache() if has_copies else None
+        if use_kernels and loaded.device.type == "cuda":
+            self._warm_up()
         self._penalties = self._new_penalties()
         self._known: dict[int, tuple[SamplingParams, bool]] = {}  # by id(): whether the parameters are usable
         log.info("KV cache: %d blocks, %d MiB.", self.num_blocks, self.kv_bytes >> 20)
@@ -148,6 +150,20 @@ class TorchRunner:
         )  # fmt: skip
         graphs.capture()
         return graphs
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Compile the kernels of prefill, which takes seconds, before anybody waits: short chunks and long ones."""
+        for size in (BLOCK_TOKENS, 4096):
+            size = min(size, self.context_tokens)
+            table = tuple(range(-(-size // BLOCK_TOKENS)))
+            row = Row(sequence_id="", tokens=(0,) * size, start=0, block_table=table, sampling=None)
+            try:
+                self._prefill([], [row])
+            except torch.OutOfMemoryError:
+                log.warning("No memory to try a chunk of %d tokens; such steps will be made smaller.", size)
+                torch.cuda.empty_cache()
+        torch.cuda.synchronize()
 
     def _new_penalties(self) -> Penalties:
         return Penalties(vocab_size=self._vocab_size, max_rows=self.max_rows, device=self._device)
@@ -223,7 +239,9 @@ class TorchRunner:
         """Return logits (R + L, V) of the decodes, then of the chunks that want a token; at least one row."""
         from workers.model.kernel_plan import PagedPlan
 
-        plan = PagedPlan.of_rows(self._cache, decodes, chunks, self._device)
+        assert self._graphs is not None, "kernels without graphs"
+        splits = self._graphs.splits(len(decodes)) if decodes else None
+        plan = PagedPlan.of_rows(self._cache, decodes, chunks, self._device, splits)
         ends = [
             *range(len(decodes)),
             *(end - 1 for end, row in zip(plan.chunk_ends, chunks, strict=True) if row.sampling),
