@@ -17,7 +17,7 @@ help:
 	@echo "make check   format, ruff, mypy, import-linter, migrations, then test"
 	@echo "make fix     format, and repair what ruff can"
 	@echo "make setup   make .venv with everything for run and test"
-	@echo "make bench   measure against the peers that are importable (bench-peers builds the slow ones)"
+	@echo "make bench   measure against the peers that are importable (bench-peers builds llama.cpp first)"
 	@echo "make chaos   break things on purpose and check the invariants (ARGS=--help says how)"
 	@echo "make pins    resolve requirements/*.in again"
 

@@ -6,71 +6,22 @@ The same weights, the same threads, the same 32 mixed requests, greedy.
 from __future__ import annotations
 
 import copy
-import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from transformers import ContinuousBatchingConfig, ContinuousBatchingManager, GenerationConfig
 
-from chatproject.contract.messages import SamplingParams
-from tests.bench.models import VOCABULARY, as_loaded, random_llama
+from tests.bench.mixed import REQUESTS, STEP_TOKENS, Request, mixed_requests, ours
+from tests.bench.models import as_loaded, random_llama
 from tests.bench.table import Row, median_and_range
-from workers.engine.engine import Engine
-from workers.engine.interfaces import Piece, SequenceRequest, StepOutput
 from workers.model.runner import TorchRunner
 
-REQUESTS, ROUNDS = 32, 5
+ROUNDS = 5
 
 
-class _NoText:
-    def push(self, token: int) -> Piece:
-        return Piece(text="")
-
-    def flush(self) -> str:
-        return ""
-
-
-class _Collector:
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
-        self.num_ended = 0
-
-    def on_step(self, outputs: Sequence[StepOutput]) -> None:
-        for output in outputs:
-            self.tokens.setdefault(output.sequence_id, []).extend(output.tokens)
-            self.num_ended += output.finish is not None
-
-
-def _requests() -> list[tuple[list[int], int]]:
-    chance = random.Random(1)
-    return [
-        ([chance.randrange(10, VOCABULARY) for _ in range(chance.randint(16, 160))], chance.randint(8, 128))
-        for _ in range(REQUESTS)
-    ]
-
-
-def _ours(runner: TorchRunner, requests: list[tuple[list[int], int]]) -> tuple[float, list[list[int]]]:
-    collector = _Collector()
-    engine = Engine(runner, listener=collector, step_tokens=512, clock=time.perf_counter)
-    began = time.perf_counter()
-    for index, (prompt, count) in enumerate(requests):
-        engine.add(
-            SequenceRequest(
-                sequence_id=str(index),
-                prompt=tuple(prompt),
-                text=_NoText(),
-                user_id=str(index),
-                sampling=SamplingParams(temperature=0.0, max_tokens=count),
-            )
-        )
-    while collector.num_ended < len(requests):
-        engine.step()
-    return time.perf_counter() - began, [collector.tokens[str(index)] for index in range(len(requests))]
-
-
-def _generate(model: torch.nn.Module, requests: list[tuple[list[int], int]]) -> tuple[float, list[list[int]]]:
+def _generate(model: torch.nn.Module, requests: list[Request]) -> tuple[float, list[list[int]]]:
     began, answers = time.perf_counter(), []
     with torch.inference_mode():
         for prompt, count in requests:
@@ -82,12 +33,12 @@ def _generate(model: torch.nn.Module, requests: list[tuple[list[int], int]]) -> 
     return time.perf_counter() - began, answers
 
 
-def _continuous(model: torch.nn.Module, requests: list[tuple[list[int], int]]) -> tuple[float, list[list[int]]]:
+def _continuous(model: torch.nn.Module, requests: list[Request]) -> tuple[float, list[list[int]]]:
     """transformers' own continuous batching; starting its thread and sizing its cache are not counted."""
     settings = GenerationConfig(do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0)
     manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]
         generation_config=settings,
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=1024, max_batch_tokens=512),
+        continuous_batching_config=ContinuousBatchingConfig(num_blocks=1024, max_batch_tokens=STEP_TOKENS),
     )
     manager.start()
     try:
@@ -113,7 +64,7 @@ def _collect(manager: ContinuousBatchingManager, names: list[str | None]) -> lis
 
 def rows() -> list[Row]:
     """Measure, interleaved, and return the table's rows."""
-    return [*_shape(layers=6, width=512, rounds=5), *_shape(layers=4, width=2048, rounds=5)]
+    return [*_shape(layers=6, width=512, rounds=ROUNDS), *_shape(layers=4, width=2048, rounds=ROUNDS)]
 
 
 def _shape(*, layers: int, width: int, rounds: int) -> list[Row]:
@@ -122,7 +73,7 @@ def _shape(*, layers: int, width: int, rounds: int) -> list[Row]:
     batching_peer.set_attn_implementation("sdpa")
     threads = torch.get_num_threads()
     runner = TorchRunner(as_loaded(copy.deepcopy(peer)), max_rows=REQUESTS, kv_bytes=1 << 30, cpu_threads=threads)
-    requests = _requests()
+    requests = mixed_requests()
     num_tokens = sum(count for _, count in requests)
     peers: dict[str, tuple[Callable[..., tuple[float, list[list[int]]]], torch.nn.Module, str]] = {
         "sequential generate": (_generate, peer, "6x"),
@@ -132,11 +83,11 @@ def _shape(*, layers: int, width: int, rounds: int) -> list[Row]:
     equal: dict[str, int] = {}
     mine: list[float] = []
     for _ in range(rounds):
-        ours_s, ours = _ours(runner, requests)
+        ours_s, answers = ours(runner, requests)
         mine.append(num_tokens / ours_s)
         for name, (run, model, _) in peers.items():
             peer_s, theirs = run(model, requests)
-            equal[name] = sum(left == right for left, right in zip(ours, theirs, strict=True))
+            equal[name] = sum(left == right for left, right in zip(answers, theirs, strict=True))
             ratios[name].append(peer_s / ours_s)
     return [
         Row(

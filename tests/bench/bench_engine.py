@@ -7,20 +7,12 @@ import time
 from collections.abc import Sequence
 
 from chatproject.contract.messages import SamplingParams
+from tests.bench.mixed import InstantRunner
 from tests.bench.table import Row
 from workers.engine.engine import Engine
-from workers.engine.interfaces import Piece, RowResult, SequenceRequest, StepOutput
-from workers.engine.interfaces import Row as EngineRow
+from workers.engine.interfaces import Piece, SequenceRequest, StepOutput
 
 GOAL_MS, ROWS, STEPS, ROUNDS = 0.25, 32, 400, 5
-
-
-class _InstantRunner:
-    num_blocks, context_tokens, max_rows = 8192, 4096, 64
-    eos_tokens: frozenset[int] = frozenset()
-
-    def step(self, rows: Sequence[EngineRow]) -> Sequence[RowResult]:
-        return [RowResult(token=7) for _ in rows]
 
 
 class _NoText:
@@ -40,7 +32,7 @@ def rows() -> list[Row]:
     """Measure and return the table's rows."""
     medians = []
     for _ in range(ROUNDS):
-        engine = Engine(_InstantRunner(), listener=_Deaf(), step_tokens=1024)
+        engine = Engine(InstantRunner(), listener=_Deaf(), step_tokens=1024)
         for index in range(ROWS):
             engine.add(
                 SequenceRequest(

@@ -50,8 +50,10 @@ class Record:
 class World:
     """An engine with a fake runner on a virtual clock."""
 
-    def __init__(self, *, runner: FakeRunner | None = None, step_tokens: int = 64, **sizes: int) -> None:
-        self.clock = Clock()
+    def __init__(
+        self, *, runner: FakeRunner | None = None, clock: Clock | None = None, step_tokens: int = 64, **sizes: int
+    ) -> None:
+        self.clock = clock or Clock()
         sizes = {"num_blocks": 64, "max_rows": 8, "context_tokens": 512} | sizes
         self.runner = runner or FakeRunner(step_ms=STEP_S * 1000, sleep=self.clock.sleep, **sizes)
         self.record = Record()

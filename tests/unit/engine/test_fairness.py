@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.engine.harness import World
-
-
-def _jain(values: list[float]) -> float:
-    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
+from tests.unit.engine.traffic import jain
 
 
 def _tokens_by_user(world: World) -> dict[str, float]:
@@ -33,7 +30,7 @@ def test_a_user_who_sends_ten_times_as_much_gets_no_more_than_the_others() -> No
         world.engine.step()
     served = [count - first.get(user, 0) for user, count in _tokens_by_user(world).items()]
     assert len(served) == 10
-    assert _jain(served) >= 0.99
+    assert jain(served) >= 0.99
 
 
 def test_a_user_of_weight_two_gets_twice_as_much() -> None:
