@@ -35,7 +35,8 @@ class ActiveGeneration:
         self.dropped_turns = 0
         self.end: End | None = None
         self.shown_at = 0.0
-        self.asked_to_store_at = 0.0
+        self.ask_to_store_at = 0.0
+        self.num_asked = 0  # times that it was asked to be stored
         self._queue_ms = queue_ms
         self._seq = claim.prefix.seq
         self._characters = len(claim.prefix.text)

@@ -28,7 +28,8 @@ from workers.store import AWAY, Renewal, Store
 
 log = logging.getLogger(__name__)
 RETRY_S: Final = 1.0
-STORE_AGAIN_S: Final = 2.0
+STORE_AGAIN_S: Final = 2.0  # twice as much each time ...
+STORE_LATE_S: Final = 16.0  # ... up to this
 SHUTDOWN_S: Final = 5.0
 
 
@@ -175,7 +176,7 @@ class Publisher:
             if active.has_news or active.unsent
         ]
         delays += [
-            active.asked_to_store_at + STORE_AGAIN_S - now
+            active.ask_to_store_at - now
             for active in self._active.values()
             if active.end is not None and not active.has_news
         ]
@@ -233,8 +234,10 @@ class Publisher:
     def _ask_to_store(self, now: float) -> None:
         for active in self._active.values():
             logged = active.end is not None and active.num_logged == len(active.entries)
-            if logged and now - active.asked_to_store_at >= STORE_AGAIN_S:
-                active.asked_to_store_at = now
+            if logged and now >= active.ask_to_store_at:
+                # Rarer from time to time: who is asked may only be slow, and each word makes the line longer.
+                active.ask_to_store_at = now + min(STORE_AGAIN_S * 2**active.num_asked, STORE_LATE_S)
+                active.num_asked += 1
                 self._outside.ask_to_store(active.id)
 
     def _finish_hand_backs(self) -> None:

@@ -31,6 +31,9 @@ LOOKS_APART_S: Final = 2.0
 MAX_ATTEMPTS: Final = 3
 MAX_DEATHS: Final = 8
 BATCH: Final = 2000
+# With so many messages for records in line, asking once more only makes the line longer: each second one for every end
+# that waits, and the oldest of them would be stored last. Chaos saw a minute between an end and its commit.
+LONG_LINE: Final = 50
 
 
 class Sweeper:
@@ -39,6 +42,7 @@ class Sweeper:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._missing_since: dict[str, float] = {}
+        self._num_asked = 0  # messages that wait for records
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -66,7 +70,7 @@ class Sweeper:
         known = {str(row.id) for row in rows}
         for id_ in [id_ for id_ in self._missing_since if id_ not in known]:
             del self._missing_since[id_]
-        looks, lost = _looks(rows)
+        looks, lost, self._num_asked = _looks(rows)
         for row, (is_waiting, has_request, lease, last) in zip(rows, looks, strict=True):
             is_lost = str(row.id) in lost
             self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), is_lost=is_lost, last=last)
@@ -77,7 +81,8 @@ class Sweeper:
         id_ = str(row.id)
         if last and last[0][1].get("k") in ("end", "stored"):
             self._missing_since.pop(id_, None)
-            dispatch.ask_to_store(id_)
+            if self._num_asked < LONG_LINE:
+                dispatch.ask_to_store(id_)
             return
         if row.cancel_requested_at is not None:
             services.push_cancel(row)
@@ -118,10 +123,10 @@ class Sweeper:
             dispatch.ring(request.model, request.lane)
 
 
-def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | None, list[Any]]], set[str]]:
-    """Read what Redis knows of every row, and which ids are known to be lost, in one pipeline."""
+def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | None, list[Any]]], set[str], int]:
+    """Read of Redis what it knows of every row, which ids are lost, and how many messages wait for records."""
     if not rows:
-        return [], set()
+        return [], set(), 0
     pipe = redis_client.client().pipeline(transaction=False)
     for row in rows:
         id_ = str(row.id)
@@ -130,12 +135,16 @@ def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | Non
         pipe.get(names.lease_key(id_))
         pipe.xrevrange(names.log_key(id_), count=1)
     pipe.smembers(names.LOST_KEY)
-    *flat, lost = pipe.execute()
+    lists = broker.redis_lists(names.RECORDS_QUEUE)
+    for key in lists:
+        pipe.llen(key)
+    answers = pipe.execute()
+    flat, lost, lengths = answers[: -len(lists) - 1], answers[-len(lists) - 1], answers[-len(lists) :]
     looks = [
         (score is not None, bool(exists), lease, last)
         for score, exists, lease, last in zip(*[iter(flat)] * 4, strict=True)
     ]
-    return looks, lost
+    return looks, lost, sum(lengths)
 
 
 def _write_end(row: Generation, failure: Failure) -> None:

@@ -8,12 +8,12 @@ import pytest
 import redis
 from django.utils import timezone
 
-from chatproject.contract import names
-from chatproject.contract.frames import Frame
+from chatproject.contract import broker, names
+from chatproject.contract.frames import End, Frame
 from chatproject.contract.names import Lane
 from chatproject.generations import admission, records, scripts, selectors, services
 from chatproject.generations.models import Generation
-from chatproject.generations.sweeper import Sweeper
+from chatproject.generations.sweeper import LONG_LINE, Sweeper
 from chatproject.ops.up import lost_leases
 from workers.store import Claim, Store
 
@@ -207,3 +207,18 @@ def test_a_lost_ticket_is_rung_again(draft, sweeper, clock, server) -> None:
     assert server.llen("generate.demo\x06\x163") == 1
     look(sweeper, clock, times=3)
     assert server.llen("generate.demo\x06\x163") == 1
+
+
+def test_who_is_slow_to_store_is_not_asked_ever_more(draft, sweeper, clock, server, store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    run_and_die(store, server, generation, tokens=1)
+    scripts.end(
+        generation_id=str(generation.id), model="demo", lane="interactive", end=End(status="failed", code="shutdown")
+    )
+    lists = broker.redis_lists(names.RECORDS_QUEUE)
+    look(sweeper, clock, times=2 * LONG_LINE)
+    assert sum(map(server.llen, lists)) == LONG_LINE
+    server.delete(*lists)
+    look(sweeper, clock, times=1)
+    assert sum(map(server.llen, lists)) == 1
