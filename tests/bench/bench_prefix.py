@@ -56,8 +56,8 @@ def _savings_row() -> Row:
         against="their block-aligned shared tokens",
         ratio=f"{statistics.median(found):.1%} ({min(found):.1%}-{max(found):.1%})",
         goal="93 %",
-        note=f"Charlie sends {PRESSURE:.0%} of the cache between two turns of one; {evicted:.0f} evictions from {BLOCKS} "
-        f"blocks; {others}",
+        note=f"Charlie sends {PRESSURE:.0%} of the cache between two turns of one; {evicted:.0f} evictions "
+        f"from {BLOCKS} blocks; {others}",
     )
 
 
