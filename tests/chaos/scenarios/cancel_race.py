@@ -11,7 +11,7 @@ from tests.chaos.scenarios.client import Client
 from tests.chaos.scenarios.figures import Figure, none_of
 
 TIMES, AT_ONCE = 1000, 8
-TOKENS = 8  # 160 ms of the fake engine
+TOKENS = 16  # 320 ms of the fake engine
 
 
 async def play(cluster: Cluster, seed: int) -> list[Figure]:
@@ -33,7 +33,7 @@ async def play(cluster: Cluster, seed: int) -> list[Figure]:
             await asyncio.gather(first.read(one), second.read(two), stop())
 
     results = await asyncio.gather(
-        *(race(number, choose.uniform(0.0, 0.4)) for number in range(TIMES)), return_exceptions=True
+        *(race(number, choose.uniform(0.0, 0.45)) for number in range(TIMES)), return_exceptions=True
     )
     await asyncio.sleep(5)
     database = await asyncio.to_thread(cluster.read_all)
