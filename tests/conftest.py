@@ -6,13 +6,19 @@ Imports nothing of Django or torch: the tests of the engine and the model run wi
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.servers import postgresql_server, redis_server
 
 pytest_plugins = ["tests.needs"]
+
+# Without a GPU, Triton's kernels run interpreted. Triton reads this once, when anything imports it, torch included.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure() -> None:
