@@ -48,8 +48,11 @@ def _rounded(weight: torch.Tensor) -> GPTQTensors:
 
 
 def as_loaded(model: LlamaForCausalLM) -> LoadedModel:
-    """Return the same weights as the worker's runner takes them, behind our attention."""
+    """Change ``model`` as the worker's loader does: our attention, and joined what can be joined."""
     from workers.model.attention import ATTENTION_NAME
+    from workers.model.fusion import fuse
+
+    fuse(model)
 
     model.config._attn_implementation = ATTENTION_NAME
     return LoadedModel(
