@@ -14,7 +14,10 @@ from tests.bench.llamacpp import build
 from tests.bench.table import Row, show
 
 # bench_streaming is run by its name until it has been measured on a quiet machine.
-BENCHES = ("bench_fairness", "bench_engine", "bench_prefix", "bench_batching", "bench_llamacpp", "bench_int4")
+BENCHES = (
+    "bench_fairness", "bench_engine", "bench_prefix", "bench_batching", "bench_llamacpp", "bench_prepacked",
+    "bench_int4",
+)  # fmt: skip
 
 
 def main() -> int:

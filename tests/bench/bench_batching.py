@@ -38,7 +38,9 @@ def _continuous(model: torch.nn.Module, requests: list[Request]) -> tuple[float,
     settings = GenerationConfig(do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0)
     manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]
         generation_config=settings,
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=1024, max_batch_tokens=STEP_TOKENS),
+        continuous_batching_config=ContinuousBatchingConfig(
+            num_blocks=1024, page_size=16, max_batch_tokens=STEP_TOKENS
+        ),
     )
     manager.start()
     try:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 
 import torch
 
-from chatproject.contract.messages import SamplingParams
 from tests.bench.models import as_loaded, quantise, random_llama
+from tests.bench.steps import decode_step_s
 from tests.bench.table import Row, median_and_range
-from workers.engine.interfaces import BLOCK_TOKENS
-from workers.engine.interfaces import Row as EngineRow
 from workers.model.gptq_int4 import Int4Linear
 from workers.model.runner import TorchRunner
 
-ROUNDS, STEPS, CONTEXT = 7, 6, 128
-GREEDY = SamplingParams(temperature=0.0)
+ROUNDS = 7
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -45,7 +41,7 @@ def rows() -> list[Row]:
     for count in COUNTS:
         ratios, steps_ms = [], []
         for _ in range(ROUNDS):
-            ours, theirs = _step_s(runners["auto"], count), _step_s(runners["dense"], count)
+            ours, theirs = decode_step_s(runners["auto"], count), decode_step_s(runners["dense"], count)
             ratios.append(theirs / ours)
             steps_ms.append(ours * 1000)
         found.append(
@@ -59,19 +55,3 @@ def rows() -> list[Row]:
             )
         )
     return found
-
-
-def _step_s(runner: TorchRunner, count: int) -> float:
-    per_row = -(-(CONTEXT + STEPS) // BLOCK_TOKENS)
-    tables = [tuple(range(index * per_row, (index + 1) * per_row)) for index in range(count)]
-    times = []
-    for step in range(STEPS):
-        batch = [
-            EngineRow(sequence_id=str(i), tokens=(7 + i,), start=CONTEXT - 1 + step, block_table=table, sampling=GREEDY)
-            for i, table in enumerate(tables)
-        ]
-        began = time.perf_counter()
-        runner.step(batch)
-        if step:  # The first copies the context.
-            times.append(time.perf_counter() - began)
-    return statistics.median(times)

@@ -47,12 +47,15 @@ def _rounded(weight: torch.Tensor) -> GPTQTensors:
     )  # fmt: skip
 
 
-def as_loaded(model: LlamaForCausalLM) -> LoadedModel:
-    """Change ``model`` as the worker's loader does: our attention, and joined what can be joined."""
+def as_loaded(model: LlamaForCausalLM, *, is_prepacked: bool = True) -> LoadedModel:
+    """Change ``model`` as the worker's loader does: our attention, joined what can be joined, and packed."""
     from workers.model.attention import ATTENTION_NAME
     from workers.model.fusion import fuse
+    from workers.model.prepacked import prepack_all
 
     fuse(model)
+    if is_prepacked:
+        prepack_all(model)
 
     model.config._attn_implementation = ATTENTION_NAME
     return LoadedModel(

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workers.model.gptq import GPTQTensors, unpack
@@ -25,9 +24,9 @@ _MIDDLE = 8  # the kernel's integers stand for -8..7
 
 # I inputs, O outputs, N rows
 class Int4Linear(nn.Module):
-    """Up to ``few_rows`` rows by integers, more by ``dense`` (O, I), or all by integers when there is none."""
+    """Up to ``few_rows`` rows by integers, more by the layer ``dense``, or all by integers when there is none."""
 
-    def __init__(self, tensors: GPTQTensors, *, few_rows: int, dense: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, tensors: GPTQTensors, *, few_rows: int, dense: nn.Module | None, dtype: torch.dtype) -> None:
         """Raises ValueError for a layer that `is_possible` refuses."""
         super().__init__()
         group = _group(tensors)
@@ -47,14 +46,14 @@ class Int4Linear(nn.Module):
         zeros = unpack(tensors.qzeros, 4, dim=1).float().repeat_interleave(repeats, dim=0)
         both = torch.stack([scales, (_MIDDLE - zeros) * scales], dim=-1)  # (I / group, O, 2)
         self.scales_and_zeros = nn.Buffer(both.to(torch.bfloat16).contiguous(), persistent=False)
-        self.dense = None if dense is None else nn.Buffer(dense.to(dtype), persistent=False)
+        self.dense = dense
         self.bias = None if tensors.bias is None else nn.Buffer(tensors.bias.to(dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O) in the type of ``x``."""
         rows = x.reshape(-1, self.in_features)  # (N, I)
         if self.dense is not None and rows.shape[0] > self.few_rows:
-            return F.linear(x, self.dense, self.bias)
+            return self.dense(x)
         if self.order is not None:
             rows = rows.index_select(1, self.order)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(

@@ -6,6 +6,7 @@ threads alone. A file that cannot be read or written costs the measurement again
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 from workers.model.gptq import GPTQTensors
 from workers.model.gptq_int4 import Int4Linear
+from workers.model.prepacked import prepack
 
 log = logging.getLogger(__name__)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -29,9 +31,10 @@ _ROUNDS = 7
 _KEPT_BYTES = 256 << 20
 
 
-def few_rows(tensors: GPTQTensors, dense: torch.Tensor) -> int:
-    """Return the most rows at which this layer is faster by integers, 0 when it never is."""
-    shape = f"{dense.shape[1]}x{dense.shape[0]}/{tensors.scales.shape[0]}{'p' if _is_permuted(tensors) else ''}"
+def few_rows(tensors: GPTQTensors, dense: nn.Linear) -> int:
+    """Return the most rows at which this layer is faster by integers than packed, 0 when it never is."""
+    groups = f"{tensors.scales.shape[0]}{'p' if _is_permuted(tensors) else ''}"
+    shape = f"{dense.in_features}x{dense.out_features}/{groups}"
     key = f"{_machine()} {shape}"
     known = _read()
     if key not in known:
@@ -41,18 +44,19 @@ def few_rows(tensors: GPTQTensors, dense: torch.Tensor) -> int:
     return known[key]
 
 
-def _measure(tensors: GPTQTensors, dense: torch.Tensor) -> int:
+def _measure(tensors: GPTQTensors, dense: nn.Linear) -> int:
     # As many copies as do not fit the caches: in a model a layer's weights come from memory each time.
-    copies = max(2, min(16, _KEPT_BYTES // (dense.numel() * dense.element_size())))
-    layers = [Int4Linear(tensors, few_rows=0, dense=None, dtype=dense.dtype) for _ in range(copies)]
-    weights = [dense.clone() for _ in range(copies)]
+    weight = dense.weight
+    copies = max(2, min(16, _KEPT_BYTES // (weight.numel() * weight.element_size())))
+    layers = [Int4Linear(tensors, few_rows=0, dense=None, dtype=weight.dtype) for _ in range(copies)]
+    others = [prepack(copy.deepcopy(dense)) for _ in range(copies)]
     best = 0
     with torch.inference_mode():
         for rows in ROWS:
-            x = torch.randn(rows, dense.shape[1], dtype=dense.dtype)
+            x = torch.randn(rows, dense.in_features, dtype=weight.dtype)
             ratios = [
                 _seconds(lambda i: layers[i](x), copies)  # noqa: B023 called before x changes
-                / _seconds(lambda i: F.linear(x, weights[i]), copies)  # noqa: B023
+                / _seconds(lambda i: others[i](x), copies)  # noqa: B023
                 for _ in range(_ROUNDS)
             ]
             if statistics.median(ratios) > _LEAST_GAIN:
@@ -85,7 +89,7 @@ def _cpu_name() -> str:
 
 
 def _path() -> Path:
-    return Path("~/.cache/chatproject/int4_rows.json").expanduser()
+    return Path("~/.cache/chatproject/int4_rows_2.json").expanduser()
 
 
 def _read() -> dict[str, int]:

@@ -35,6 +35,7 @@ from workers.model.device import choose_device
 from workers.model.fusion import fuse
 from workers.model.gptq import BadQuantisation, DenseGPTQLinear, GPTQTensors, PackedGPTQLinear
 from workers.model.gptq_int4 import Int4Linear, is_possible
+from workers.model.prepacked import prepack_all
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def load_model(
     _move_buffers(model, chosen_device)
     model.eval().requires_grad_(False)
     fuse(model, _join_quantised if chosen_device.type == "cuda" else None)
+    prepack_all(model)
     if chosen_device.type == "cuda" and _has_triton():
         _choose_kernels(model, chosen_dtype)
     log.info("Loaded %s on %s: %d quantised layers.", directory.name, chosen_device, num_quantised)
@@ -217,9 +219,9 @@ def quantised_layer(tensors: GPTQTensors, dtype: torch.dtype, device: torch.devi
         return PackedGPTQLinear(tensors, dtype=dtype, device=device)
     layer = DenseGPTQLinear.of(tensors, dtype=dtype, device=device)
     if backend == "auto" and can_int4 and min(layer.in_features, layer.out_features) >= _LEAST_INT4_WIDTH:
-        rows = kernel_choice.few_rows(tensors, layer.weight.data)
+        rows = kernel_choice.few_rows(tensors, layer)
         if rows:
-            return Int4Linear(tensors, few_rows=rows, dense=layer.weight.data, dtype=dtype)
+            return Int4Linear(tensors, few_rows=rows, dense=layer, dtype=dtype)
     return layer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chatproject.contract.errors import Failure
 from chatproject.contract.messages import SamplingParams
@@ -303,16 +303,25 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _set_threads(model: torch.nn.Module, wanted: int | None) -> None:
+def _set_threads(model: nn.Module, wanted: int | None) -> None:
     """Let small models compute in one thread, unless told otherwise.
 
     Threads that wait for each other cost more than they compute there: with 4M parameters, 2 cores and other processes
     busy on both, a step took 21 ms in one thread and 368 ms in two.
     """
-    if wanted is None and sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS:
+    if wanted is None and _num_weights(model) < _SMALL_PARAMETERS:
         wanted = 1
     if wanted is not None:
         torch.set_num_threads(wanted)
+
+
+def _num_weights(model: nn.Module) -> int:
+    """Count parameters, and what layers of our own hold in another form."""
+    count = sum(item.numel() for item in model.parameters())
+    for layer in model.modules():
+        if hasattr(layer, "in_features") and not isinstance(layer, nn.Linear):
+            count += int(layer.in_features) * int(layer.out_features)  # type: ignore[arg-type]
+    return count
 
 
 def _context_tokens(config: object, wanted: int | None) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.model.test_gptq import make
 from workers.model import kernel_choice
-from workers.model.gptq import GPTQTensors
+from workers.model.gptq import DenseGPTQLinear, GPTQTensors
 from workers.model.gptq_int4 import Int4Linear, is_possible
 
 
@@ -34,11 +34,11 @@ def test_integers_compute_what_the_dense_layer_does(rows: int, group_size: int, 
 
 def test_many_rows_go_through_the_dense_copy_and_are_exact() -> None:
     tensors = tensors_of(32, act_order=True)
-    dense = tensors.dequantise()
+    dense = DenseGPTQLinear.of(tensors, dtype=torch.float32, device=torch.device("cpu"))
     layer = Int4Linear(tensors, few_rows=4, dense=dense, dtype=torch.float32)
-    x = torch.randn(5, dense.shape[1])
-    assert torch.equal(layer(x), torch.nn.functional.linear(x, dense))
-    assert not torch.equal(layer(x[:4]), torch.nn.functional.linear(x[:4], dense))
+    x = torch.randn(5, dense.in_features)
+    assert torch.equal(layer(x), dense(x))
+    assert not torch.equal(layer(x[:4]), dense(x[:4]))
 
 
 def test_what_the_kernel_does_not_take_is_said() -> None:
@@ -54,7 +54,7 @@ def test_what_the_kernel_does_not_take_is_said() -> None:
 def test_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     tensors = tensors_of(64, act_order=False)
-    dense = tensors.dequantise()
+    dense = DenseGPTQLinear.of(tensors, dtype=torch.float32, device=torch.device("cpu"))
     rows = kernel_choice.few_rows(tensors, dense)
     assert rows in (0, *kernel_choice.ROWS)
     (file,) = tmp_path.rglob("*.json")
