@@ -30,7 +30,9 @@ def main() -> int:
     for name in [name for name in sys.argv[1:] if not name.startswith("-")] or BENCHES:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            rows += importlib.import_module(f"tests.bench.{name}").rows()
+            found = importlib.import_module(f"tests.bench.{name}").rows()
+            print(show(found), file=sys.stderr, flush=True)  # of what takes an hour, see the beginning
+            rows += found
         except Exception as error:
             # What others measured is still told.
             if not isinstance(error, build.PeerNotBuilt):
