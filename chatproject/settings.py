@@ -93,6 +93,8 @@ def _database() -> dict[str, Any]:
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": parsed.get("NAME") or VAR_DIR / "chatproject.sqlite3",
             # A file, because threads share no database in memory; one per run, because runs share a machine.
+            # Opening costs more than most queries; a file that is open needs no check of its health.
+            "CONN_MAX_AGE": 600,
             "TEST": {"NAME": Path(tempfile.gettempdir()) / f"chatproject-test-{os.getpid()}.sqlite3"},
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from tests.bench.llamacpp import build
-from tests.bench.table import Row, show
+from tests.bench.table import Row, failed, show
 
 # bench_streaming is run by its name until it has been measured on a quiet machine.
 BENCHES = (
@@ -26,22 +26,22 @@ def main() -> int:
     if "--build-peers" in sys.argv:
         build.build()
     rows: list[Row] = []
-    failed = False
+    has_failed = False
     for name in [name for name in sys.argv[1:] if not name.startswith("-")] or BENCHES:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
             found = importlib.import_module(f"tests.bench.{name}").rows()
             print(show(found), file=sys.stderr, flush=True)  # of what takes an hour, see the beginning
             rows += found
+            has_failed |= any(row.ratio == "FAILED" for row in found)
         except Exception as error:
             # What others measured is still told.
             if not isinstance(error, build.PeerNotBuilt):
                 traceback.print_exc()
-            failed |= not isinstance(error, build.PeerNotBuilt)
-            reason = f"missing: {error.name}" if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-            rows.append(Row(what=name, against="-", ratio="FAILED", goal="-", note=reason))
+            has_failed |= not isinstance(error, build.PeerNotBuilt)
+            rows.append(failed(name, error))
     print(show(rows))
-    return int(failed)
+    return int(has_failed)
 
 
 if __name__ == "__main__":

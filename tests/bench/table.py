@@ -23,6 +23,12 @@ def median_and_range(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
+def failed(what: str, error: Exception) -> Row:
+    """Return the row of what could not be measured."""
+    reason = f"missing: {error.name}" if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+    return Row(what=what, against="-", ratio="FAILED", goal="-", note=reason)
+
+
 def show(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     lines = ["| what | against | ratio, median (range) | goal | note |", "|---|---|---|---|---|"]

@@ -14,11 +14,9 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import redis
-from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django import db
 
@@ -35,6 +33,7 @@ from chatproject.generations.models import Generation, ServedModel
 from chatproject.generations.streaming.cursor import Cursor, Verdict
 from chatproject.generations.streaming.queue_news import QueueNews
 from chatproject.generations.streaming.reader import Reader, ReadStatus, State
+from chatproject.generations.streaming.rows import Rows, in_database_thread
 
 log = logging.getLogger(__name__)
 TICK_S: Final = 0.25
@@ -83,6 +82,7 @@ class Hub:
     def __init__(self) -> None:
         self.channel = ""
         self._streams: dict[str, Stream] = {}
+        self._rows = Rows()
         self._users: dict[str, set[NoticeListener]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._redis = redis_client.make_async_client()
@@ -247,7 +247,7 @@ class Hub:
         if now - stream.rows_at < DATABASE_LOOK_S:
             return folded, False
         stream.rows_at = now
-        row = await _row(stream.id)
+        row = await self._rows.get(stream.id)
         if row is None:
             # Attached before its accept has committed, or deleted since.
             return (None, True) if stream.was_accepted else (folded, False)
@@ -276,7 +276,7 @@ class Hub:
             self._give(stream, reader, cursor, fresh)
 
     async def _resume(self, stream: Stream, reader: Reader, after: int) -> None:
-        row = await _row(stream.id)
+        row = await self._rows.get(stream.id)
         if row is None:
             raise Refused(Refusal.NOT_FOUND)
         stream.was_accepted = True
@@ -292,7 +292,7 @@ class Hub:
             # The log is gone: the state carries the whole text, and only the end frame follows.
             folded = _log_of_row(row)
             cursor.restart(folded)
-            reader.on_state(_state(stream, folded, status=row.status, text=row.answer))
+            reader.on_state(_state(stream, folded, status=cast(ReadStatus, row.status), text=row.answer))
             self._give(stream, reader, cursor, cursor.catch_up(folded, with_end=True) or [])
             self._drop_if_unread(stream)
             return
@@ -368,7 +368,7 @@ class Hub:
             return
         for stream in waiting:
             if not stream.news.is_known:
-                row = await _row(stream.id)
+                row = await self._rows.get(stream.id)
                 if row is not None:
                     stream.news.learn(row)
         told = await QueueNews.read(self._redis, [stream.news for stream in waiting if stream.news.is_known])
@@ -398,21 +398,13 @@ class Hub:
 _AWAY: Final = (redis.RedisError, OSError, asyncio.TimeoutError)
 
 
-# Not Channels' one thread per process: a slow query of one reader must not hold up the others.
-_in_database_thread = functools.partial(
-    database_sync_to_async,
-    thread_sensitive=False,
-    executor=ThreadPoolExecutor(max_workers=4, thread_name_prefix="hub"),
-)
-
-
 @functools.cache
 def get_hub() -> Hub:
     """Return the process's hub."""
     return Hub()
 
 
-@_in_database_thread
+@in_database_thread
 def _warm_models() -> None:
     """Know the models before the first message is admitted, which may not wait for Redis."""
     try:
@@ -422,11 +414,6 @@ def _warm_models() -> None:
         return
     for slug in slugs:
         model_states.refresh(slug)
-
-
-@_in_database_thread
-def _row(generation_id: str) -> Generation | None:
-    return Generation.objects.filter(id=generation_id).defer("request").first()
 
 
 def _log_of_row(row: Generation) -> Log:

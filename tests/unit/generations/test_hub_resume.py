@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chatproject.contract.frames import Frame, Log, channel_message
-from chatproject.generations.streaming import hub as module
 from chatproject.generations.streaming.hub import Hub
+from chatproject.generations.streaming.rows import Rows
 
 STARTED = Frame(generation_id="g", run=7, seq=1, kind="started")
 DELTA = Frame(generation_id="g", run=7, seq=2, kind="delta", text="Mars")
@@ -34,7 +34,7 @@ class Tab:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A hub whose database takes a moment, and whose log holds `started`."""
 
-    async def row(generation_id: str) -> Any:
+    async def row(self: Rows, generation_id: str) -> Any:
         await asyncio.sleep(0)
         return SimpleNamespace(thread=None, is_terminal=False)
 
@@ -43,7 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
     async def nothing(self: Hub, *_: Any) -> None: ...
 
-    monkeypatch.setattr(module, "_row", row)
+    monkeypatch.setattr(Rows, "get", row)
     monkeypatch.setattr(Hub, "_log", log)
     for name in ("start", "_watch_late"):
         monkeypatch.setattr(Hub, name, nothing)
