@@ -50,7 +50,8 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
     A frame with ``replaces`` takes the place of that message: it and all that followed are superseded.
     """
     body = _sha256(frame)
-    earlier = _earlier(user, frame.id, body)
+    # A first message, sent again, changes nothing before `accept` sees that it has come before.
+    earlier = _earlier(user, frame.id, body) if frame.conversation is not None else None
     if earlier is not None:
         return earlier
     with transaction.atomic():
@@ -66,8 +67,9 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
                 conversation.title = title_of(frame.text)
             if frame.model:
                 conversation.model = frame.model
+            is_first = conversation._state.adding
             _touch(conversation)
-            position = _supersede(conversation, kept, messages)
+            position = 0 if is_first else _supersede(conversation, kept, messages)
             asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
             answer = _answer(conversation, position + 1, accepted.generation)
             Message.objects.bulk_create([asked, answer])
@@ -209,6 +211,7 @@ def _accept(
     return admission.accept(
         admission.Draft(
             generation_id=generation_id, user=user, client_id=frame.id, thread=conversation.id,
+            is_new_thread=conversation._state.adding,
             model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
             body_sha256=body, watcher=watcher,
         )

@@ -50,6 +50,7 @@ class Draft:
     params: Params = Params()
     origin: str = "chat"
     watcher: str | None = None
+    is_new_thread: bool = False  # made with this message, so nothing else can run in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def _accept_new(draft: Draft) -> Accepted:
     )
     _check_rates(draft.user, limits, now)
     backlog.check_user(model.slug, lambda: _num_unanswered(draft.user, model.slug))
-    if draft.thread is not None and _is_busy(draft.thread):
+    if draft.thread is not None and not draft.is_new_thread and _is_busy(draft.thread):
         raise Refused(Refusal.CONVERSATION_BUSY)
     request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
     generation = Generation.objects.create(
