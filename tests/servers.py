@@ -61,8 +61,12 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def postgresql_server() -> Iterator[str]:
-    """Run a PostgreSQL cluster without fsync; yield the URL of its empty database."""
+def postgresql_server(*, outlives_kills: bool = False) -> Iterator[str]:
+    """Run a PostgreSQL cluster without fsync; yield the URL of its empty database.
+
+    ``outlives_kills``: a commit is in the kernel's hands before it is acknowledged, as it is by default; otherwise a
+    killed server forgets what was committed in its last moment.
+    """
     binaries = find_postgresql()
     assert binaries is not None, "no postgresql: mark the test with needs('postgresql')"
     # PostgreSQL refuses to run as root, and pytest's own tmp_path is closed to other users.
@@ -77,7 +81,8 @@ def postgresql_server() -> Iterator[str]:
         _check(initdb, directory, user)
         settings = {
             "listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": directory,
-            "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200",
+            "fsync": "off", "synchronous_commit": "on" if outlives_kills else "off", "full_page_writes": "off",
+            "max_connections": "200",
         }  # fmt: skip
         command = [str(binaries / "postgres"), "-D", data]
         for name, value in settings.items():

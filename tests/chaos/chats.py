@@ -71,6 +71,14 @@ class View:
     _shown: str = ""  # before a bad cursor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """An open socket heard nothing from here to there; seconds of the run."""
+
+    began: float
+    ended: float
+
+
 @dataclass
 class Chat:
     """One message of one user."""
@@ -89,6 +97,7 @@ class Chat:
     view: View = field(default_factory=View)
     second: View | None = None  # another tab, at another web process
     sockets: int = 0
+    silences: list[Silence] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property

@@ -90,7 +90,7 @@ def cluster(options: Options, directory: Path, **more: str) -> Iterator[Cluster]
             "PORT": str(_free_ports(WEBS)), "PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_CONTROL": str(proxy.control),
         }  # fmt: skip
         if options.database == "postgres":
-            environment["DATABASE_URL"] = stack.enter_context(postgresql_server())
+            environment["DATABASE_URL"] = stack.enter_context(postgresql_server(outlives_kills=True))
         if options.redis == "memory":
             environment["CHAOS_REDIS"] = "memory"
         if options.mixed:

@@ -214,6 +214,12 @@ LOSES_DATA = frozenset({"kill_redis", "flush_redis"})
 # Those after which others may hold a worker for dead; what it ran is in the hit.
 KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis", "fill_disk"})
 
+# Those during which no frame can reach anybody. A killed web process is none: its readers come back at once.
+SILENCES = frozenset({
+    "hold_links", "stop_redis", "pause_redis", "kill_redis", "flush_redis", "fill_redis", "fill_disk", "crash_database",
+    "stop_records", "throttle_links",
+})  # fmt: skip
+
 
 def leases(cluster: Cluster) -> dict[str, str]:
     """Return who runs what now: generation id to slot. Empty while Redis is away."""

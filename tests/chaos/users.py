@@ -10,7 +10,7 @@ from typing import Any
 
 import websockets
 
-from tests.chaos.chats import Chat, OtherStory, View, Wire
+from tests.chaos.chats import Chat, OtherStory, Silence, View, Wire
 from tests.chaos.cluster import Cluster
 from tests.chaos.history import History
 
@@ -127,7 +127,7 @@ class User:
             try:
                 frame = await socket.get()
             except TimeoutError:
-                self._chat.problems.append(f"silent for {ANSWER_S:.0f} s: at {self._history.now:.0f} s, seq {view.seq}")
+                self._chat.silences.append(Silence(began=self._history.now - ANSWER_S, ended=self._history.now))
                 raise
             kind = frame["type"]
             if kind == "accepted":

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.chaos import checker
-from tests.chaos.chats import Chat
+from tests.chaos.chats import Chat, Silence
 from tests.chaos.nemesis import Done
 from tests.chaos.options import read
 from tests.chaos.planted import tickets
@@ -50,9 +50,24 @@ def test_a_run_whose_tickets_were_never_lost_proves_nothing() -> None:
 
 def test_silence_and_an_early_end_break_an_invariant() -> None:
     chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
-    chat.problems += ["silent for 20 s: at 30 s, seq 3", "early: the end was shown, and then it was running"]
+    chat.problems.append("early: the end was shown, and then it was running")
+    chat.silences.append(Silence(began=10, ended=30))
     broken = checker.check([chat], [], EMPTY, []).broken
     assert len(broken["silent"]) == len(broken["early"]) == 1
+
+
+def test_silence_counts_unless_everybody_was_cut_off_for_most_of_it() -> None:
+    chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
+    chat.silences.append(Silence(began=531, ended=551))
+
+    def silent(*faults: tuple[str, float, float]) -> bool:
+        done = [Done(kind=kind, began=began, ended=ended, hit={}) for kind, began, ended in faults]
+        return bool(checker.check([chat], done, EMPTY, []).broken["silent"])
+
+    assert not silent(("hold_links", 533.9, 540.3), ("stop_redis", 540.3, 548.2))
+    assert silent(("hold_links", 533.9, 540.3))
+    assert silent(("hold_links", 533.9, 540.3), ("hold_links", 533.9, 540.3))  # the same seconds count once
+    assert silent(("kill_web", 531, 551))
 
 
 def test_every_defect_names_invariants_and_faults_that_exist() -> None:
