@@ -48,12 +48,21 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _mkl() -> bool:
+    if not _module("torch"):
+        return False
+    import torch
+
+    return bool(torch.backends.mkl.is_available())
+
+
 PARTS: dict[str, Part] = {
     "redis": Part(is_there=lambda: find_redis() is not None, how="apt-get install redis-server"),
     "postgresql": Part(is_there=lambda: find_postgresql() is not None, how="apt-get install postgresql"),
     "chromium": Part(is_there=lambda: find_chromium() is not None, how="apt-get install chromium fonts-dejavu"),
     "torch": Part(is_there=lambda: _module("torch", "transformers"), how="make setup"),
     "triton": Part(is_there=lambda: _module("triton"), how="make setup"),
+    "mkl": Part(is_there=_mkl, how="an x86 machine, where torch brings MKL", is_required=False),
     "hadolint": Part(is_there=lambda: (Path(sys.executable).parent / "hadolint").exists(), how="make setup"),
     "cuda": Part(is_there=_cuda, how="a machine with an NVIDIA GPU and a CUDA build of torch", is_required=False),
     "buildah": Part(

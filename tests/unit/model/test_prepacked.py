@@ -12,10 +12,7 @@ from torch import nn
 from tests.bench.models import random_llama
 from workers.model.prepacked import PrepackedLinear, is_possible, prepack, prepack_all
 
-pytestmark = [
-    pytest.mark.needs("torch"),
-    pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL"),
-]
+pytestmark = pytest.mark.needs("torch", "mkl")
 
 
 @pytest.fixture
