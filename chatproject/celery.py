@@ -17,6 +17,8 @@ app.conf.update(
     task_queues=[Queue(names.RECORDS_QUEUE)],
     task_default_queue=names.RECORDS_QUEUE,
     task_create_missing_queues=True,
+    # Celery would close the database before and after each task; `finish` does so when it must.
+    CELERY_DB_REUSE_MAX=1_000_000,
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def pytest_configure() -> None:
 
         if settings.configured:
             settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+def pytest_runtest_setup() -> None:
+    """Let no test see the plans and models of the one before."""
+    if remembered := sys.modules.get("chatproject.remembered"):
+        remembered.forget_all()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What a user may use in a day: reserve at accept, settle at the end. Nothing else changes a day's use.
 
-A reservation is one conditional UPDATE of the user's day, so it holds under concurrency on SQLite and PostgreSQL
+A reservation is one conditional upsert of the user's day, so it holds under concurrency on SQLite and PostgreSQL
 alike. The day of a generation is the UTC day on which it was accepted, also when it ends after midnight.
 Knows no generation but its id, and no clock: callers pass ``now``.
 """
@@ -15,18 +15,42 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, TypeVar
 
 from django.db import transaction
-from django.db.models import F, Q
 from django.utils import timezone
 
+from chatproject import statements
 from chatproject.accounts.errors import Refused
 from chatproject.accounts.models import DailyUse, Plan, Reservation, UsageRecord, User
 from chatproject.contract.errors import Refusal
+from chatproject.remembered import Remembered
 
 # Multiples of a power of two add and subtract without rounding: after the last settlement the reserved sum is 0.0,
 # not 2.7e-17.
 GPU_SECOND_PARTS: Final = 2**20
 
 _T = TypeVar("_T", int, float)
+
+
+_STRICT: Final = Plan(name="", requests_per_minute=20, tokens_per_day=200_000, gpu_seconds_per_day=3600.0, concurrent=2)
+
+_HOLD: Final = """
+    INSERT INTO accounts_dailyuse AS today
+        (user_id, day, tokens_reserved, gpu_seconds_reserved, tokens_used, gpu_seconds_used, generations)
+    VALUES (%s, %s, %s, %s, 0, 0, 1)
+    ON CONFLICT (user_id, day) DO UPDATE SET
+        tokens_reserved = today.tokens_reserved + excluded.tokens_reserved,
+        gpu_seconds_reserved = today.gpu_seconds_reserved + excluded.gpu_seconds_reserved,
+        generations = today.generations + 1
+    WHERE 1 = 1"""
+_HAS_TOKENS: Final = " AND today.tokens_used + today.tokens_reserved + excluded.tokens_reserved <= %s"
+_HAS_SECONDS: Final = " AND today.gpu_seconds_used + today.gpu_seconds_reserved + excluded.gpu_seconds_reserved <= %s"
+_RELEASE: Final = """
+    DELETE FROM accounts_reservation WHERE generation_id = %s
+    RETURNING user_id, (SELECT username FROM accounts_user WHERE id = user_id), day, tokens, gpu_seconds"""
+_SPEND: Final = """
+    UPDATE accounts_dailyuse SET
+        tokens_reserved = tokens_reserved - %s, tokens_used = tokens_used + %s,
+        gpu_seconds_reserved = gpu_seconds_reserved - %s, gpu_seconds_used = gpu_seconds_used + %s
+    WHERE user_id = %s AND day = %s"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +78,27 @@ class UseToday:
     limits: Limits
 
 
+def _read_plans() -> dict[int, Plan]:
+    return {plan.pk: plan for plan in Plan.objects.all()}
+
+
+_plans = Remembered(_read_plans)
+_plans.forget_when_saved(Plan)
+
+
 def plan_of(user: User) -> Plan:
-    """Return the user's plan, or the default one."""
-    return user.plan if user.plan is not None else default_plan()
+    """Return the user's plan, or the default one, as it was at most a second ago."""
+    if user.plan_id is None:
+        return default_plan()
+    plan = _plans().get(user.plan_id)
+    if plan is None:  # made in another process within the second
+        plan = Plan.objects.get(pk=user.plan_id)
+    return plan
 
 
 def default_plan() -> Plan:
     """Return the plan of users without one; when no plan is the default, a strict one that is in no table."""
-    default = Plan.objects.filter(is_default=True).first()
-    return default or Plan(
-        name="", requests_per_minute=20, tokens_per_day=200_000, gpu_seconds_per_day=3600.0, concurrent=2
-    )
+    return next((plan for plan in _plans().values() if plan.is_default), _STRICT)
 
 
 def limits_of(user: User, *, plan: Plan | None = None) -> Limits:
@@ -82,30 +116,18 @@ def limits_of(user: User, *, plan: Plan | None = None) -> Limits:
 
 
 def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seconds: float, now: datetime) -> None:
-    """Hold back what a generation may cost at most. Call in the accept transaction: it locks the user's day.
+    """Hold back what a generation may cost at most. Only in the accept transaction: it locks the user's day.
 
-    Raises Refused(quota_exceeded) that says which limit, and when to try again.
+    Raises Refused(quota_exceeded) that says which limit, and when to try again; nothing is written then.
     """
     limits, day = limits_of(user), _day(now)
     seconds = _up(gpu_seconds)
-    with transaction.atomic():
-        DailyUse.objects.bulk_create([DailyUse(user=user, day=day)], ignore_conflicts=True)
-        mine = DailyUse.objects.filter(user=user, day=day)
-        has_room = Q()
-        if limits.tokens_per_day is not None:
-            has_room &= Q(tokens_used__lte=limits.tokens_per_day - tokens - F("tokens_reserved"))
-        if limits.gpu_seconds_per_day is not None:
-            has_room &= Q(gpu_seconds_used__lte=limits.gpu_seconds_per_day - seconds - F("gpu_seconds_reserved"))
-        moved = mine.filter(has_room).update(
-            tokens_reserved=F("tokens_reserved") + tokens,
-            gpu_seconds_reserved=F("gpu_seconds_reserved") + seconds,
-            generations=F("generations") + 1,
-        )
-        if moved != 1:
-            raise _exceeded(mine.get(), limits, tokens, seconds, now)
-        Reservation.objects.create(
-            generation_id=generation_id, user=user, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now
-        )
+    if not _hold(user, day, limits, tokens, seconds):
+        use = DailyUse.objects.filter(user=user, day=day).first()
+        raise _exceeded(use or DailyUse(user=user, day=day), limits, tokens, seconds, now)
+    statements.insert(
+        Reservation(generation_id=generation_id, user=user, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now)
+    )
 
 
 def settle(
@@ -121,23 +143,21 @@ def settle(
 
     Returns False when it was settled before: nothing is charged twice.
     """
-    with transaction.atomic():
-        held = Reservation.objects.filter(generation_id=generation_id).select_related("user").first()
+    seconds = _near(gpu_seconds)
+    with transaction.atomic(savepoint=False):
+        # Of several at once only one deletes it.
+        held = statements.execute_one(_RELEASE, statements.values(Reservation, generation_id=generation_id))
         if held is None:
             return False
-        # On PostgreSQL two may read the row; only one deletes it.
-        if Reservation.objects.filter(generation_id=generation_id).delete()[0] != 1:
-            return False
-        seconds = _near(gpu_seconds)
-        DailyUse.objects.filter(user_id=held.user_id, day=held.day).update(
-            tokens_reserved=F("tokens_reserved") - held.tokens,
-            tokens_used=F("tokens_used") + prompt_tokens + completion_tokens,
-            gpu_seconds_reserved=F("gpu_seconds_reserved") - held.gpu_seconds,
-            gpu_seconds_used=F("gpu_seconds_used") + seconds,
+        user_id, username, day, held_tokens, held_seconds = held
+        statements.execute(
+            _SPEND, [held_tokens, prompt_tokens + completion_tokens, held_seconds, seconds, user_id, day]
         )
-        UsageRecord.objects.create(
-            generation_id=generation_id, user=held.user, username=held.user.username, model=model,
-            prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, gpu_seconds=seconds, created_at=now,
+        statements.insert(
+            UsageRecord(
+                generation_id=generation_id, user_id=user_id, username=username, model=model,
+                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, gpu_seconds=seconds, created_at=now,
+            )
         )  # fmt: skip
     return True
 
@@ -166,6 +186,21 @@ def seconds_to_midnight(now: datetime) -> float:
     """Return the seconds until the next UTC day, when the daily limits start over."""
     tomorrow = datetime.combine(_day(now) + timedelta(days=1), time(), tzinfo=UTC)
     return max(1.0, (tomorrow - now).total_seconds())
+
+
+def _hold(user: User, day: date, limits: Limits, tokens: int, seconds: float) -> bool:
+    """Add to what the user's day holds back, in one statement; False, and nothing is added, when it has no room."""
+    sql = _HOLD
+    params = statements.values(DailyUse, user_id=user.pk, day=day, tokens_reserved=tokens, gpu_seconds_reserved=seconds)
+    for limit, wanted, condition in (
+        (limits.tokens_per_day, tokens, _HAS_TOKENS), (limits.gpu_seconds_per_day, seconds, _HAS_SECONDS)
+    ):  # fmt: skip
+        if limit is not None:
+            if wanted > limit:
+                return False  # the first statement of a day asks no condition
+            sql += condition
+            params.append(limit)
+    return statements.execute(sql, params) == 1
 
 
 def _exceeded(use: DailyUse, limits: Limits, tokens: int, seconds: float, now: datetime) -> Refused:

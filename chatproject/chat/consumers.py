@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
 
+from chatproject import statements
 from chatproject.accounts.models import User
 from chatproject.chat import identity, protocol, services, wire
 from chatproject.chat.errors import Refusal, Refused
@@ -256,7 +257,7 @@ class NoSuchSocket(AsyncConsumer):
 
 def _as_user(user_id: str, write: Callable[..., services.SendResult], **fields: Any) -> services.SendResult:
     # Loaded for each message: a plan or a ban counts from the next one on.
-    user = User.objects.select_related("plan").filter(pk=user_id).first()
+    user = statements.get(User, id=user_id)
     if user is None or not user.is_active:
         raise Unwelcome(identity.NOT_SIGNED_IN if user is None else identity.MAY_NOT_CHAT, "Sign in again.")
     return write(user=user, **fields)

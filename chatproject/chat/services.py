@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
+from chatproject import statements
 from chatproject.accounts.models import User
 from chatproject.chat import selectors
 from chatproject.chat.errors import Refusal, Refused
@@ -50,10 +51,19 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
     A frame with ``replaces`` takes the place of that message: it and all that followed are superseded.
     """
     body = _sha256(frame)
-    # A first message, sent again, changes nothing before `accept` sees that it has come before.
-    earlier = _earlier(user, frame.id, body) if frame.conversation is not None else None
-    if earlier is not None:
+    try:
+        return _send(user, frame, body, generation_id, watcher)
+    except _CameBefore:
+        return _earlier_or_lost(user, frame.id, body)
+    except Refused:
+        # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
+        earlier = _earlier(user, frame.id, body)
+        if earlier is None:
+            raise
         return earlier
+
+
+def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
     with transaction.atomic():
         conversation = _locked(user, frame.conversation) if frame.conversation is not None else _new(user, frame)
         messages = selectors.messages_shown(conversation.id) if frame.conversation is not None else []
@@ -62,19 +72,19 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
             kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
         turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
         accepted = _accept(user, frame, body, conversation, turns, generation_id, watcher)
-        if accepted.is_new:
-            if not conversation.title or (conversation.is_title_automatic and not kept):
-                conversation.title = title_of(frame.text)
-            if frame.model:
-                conversation.model = frame.model
-            is_first = conversation._state.adding
-            _touch(conversation)
-            position = 0 if is_first else _supersede(conversation, kept, messages)
-            asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
-            answer = _answer(conversation, position + 1, accepted.generation)
-            Message.objects.bulk_create([asked, answer])
-            return _result(conversation, asked, answer, is_new=True)
-    return _earlier_or_lost(user, frame.id, body)
+        if not accepted.is_new:
+            raise _CameBefore
+        if not conversation.title or (conversation.is_title_automatic and not kept):
+            conversation.title = title_of(frame.text)
+        if frame.model:
+            conversation.model = frame.model
+        is_first = conversation._state.adding
+        _touch(conversation)
+        position = 0 if is_first else _supersede(conversation, kept, messages)
+        asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
+        answer = _answer(conversation, position + 1, accepted.generation)
+        statements.insert(asked, answer)
+        return _result(conversation, asked, answer, is_new=True)
 
 
 def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: str | None) -> SendResult:
@@ -98,7 +108,7 @@ def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: st
         if accepted.is_new:
             _touch(conversation)
             answer = _answer(conversation, _supersede(conversation, kept, messages), accepted.generation)
-            answer.save(force_insert=True)
+            statements.insert(answer)
             return _result(conversation, asked, answer, is_new=True)
     return _earlier_or_lost(user, frame.id, body)
 
@@ -184,6 +194,10 @@ def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult
     return earlier
 
 
+class _CameBefore(Exception):
+    """This message was accepted before; what was begun for it is undone."""
+
+
 def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
     found = Conversation.objects.select_for_update().filter(user=user, id=conversation_id).first()
     if found is None:
@@ -211,7 +225,6 @@ def _accept(
     return admission.accept(
         admission.Draft(
             generation_id=generation_id, user=user, client_id=frame.id, thread=conversation.id,
-            is_new_thread=conversation._state.adding,
             model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
             body_sha256=body, watcher=watcher,
         )
@@ -222,9 +235,12 @@ def _touch(conversation: Conversation) -> None:
     # A new conversation is inserted here, only after admission took its first message.
     conversation.updated_at = timezone.now()
     if conversation._state.adding:
-        conversation.save(force_insert=True)
+        statements.insert(conversation)
     else:
-        conversation.save(update_fields=["title", "model", "updated_at"])
+        statements.update(
+            Conversation, {"id": conversation.id},
+            title=conversation.title, model=conversation.model, updated_at=conversation.updated_at,
+        )  # fmt: skip
 
 
 def _supersede(conversation: Conversation, kept: list[Message], messages: list[Message]) -> int:

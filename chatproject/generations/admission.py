@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from chatproject import metrics
+from chatproject import metrics, statements
 from chatproject.accounts import quotas
 from chatproject.accounts.models import User
 from chatproject.contract.errors import Refusal
@@ -50,7 +50,6 @@ class Draft:
     params: Params = Params()
     origin: str = "chat"
     watcher: str | None = None
-    is_new_thread: bool = False  # made with this message, so nothing else can run in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +61,26 @@ class Accepted:
 
 
 def accept(draft: Draft) -> Accepted:
-    """Write the generation and its reservation, and dispatch after the commit. Raises Refused; nothing is kept then."""
+    """Write the generation and its reservation, and dispatch after the commit. Raises Refused; nothing is kept then.
+
+    Whether the message came before is asked only when it cannot be accepted: a key then forbids its row, or it is
+    refused as one too many.
+    """
     try:
         with transaction.atomic():
-            earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
-            return Accepted(generation=earlier, is_new=False) if earlier is not None else _accept_new(draft)
+            return _accept_new(draft)
     except IntegrityError as error:
-        # Lost a race: the same message came twice at once, or the conversation got another one.
+        # The same message came before, or the conversation is answering another one.
+        refused, cause = Refused(Refusal.CONVERSATION_BUSY), error
+    except Refused as error:
+        refused, cause = error, None
+    try:
         earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
-        if earlier is not None:
-            return Accepted(generation=earlier, is_new=False)
-        raise _refused(Refused(Refusal.CONVERSATION_BUSY)) from error
-    except Refused as refused:
-        raise _refused(refused) from None
+    except Refused as reused:
+        raise _refused(reused) from None
+    if earlier is not None:
+        return Accepted(generation=earlier, is_new=False)
+    raise _refused(refused) from cause
 
 
 def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation | None:
@@ -104,14 +110,13 @@ def _accept_new(draft: Draft) -> Accepted:
     )
     _check_rates(draft.user, limits, now)
     backlog.check_user(model.slug, lambda: _num_unanswered(draft.user, model.slug))
-    if draft.thread is not None and not draft.is_new_thread and _is_busy(draft.thread):
-        raise Refused(Refusal.CONVERSATION_BUSY)
     request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
-    generation = Generation.objects.create(
+    generation = Generation(
         id=uuid.UUID(draft.generation_id), user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256,
         thread=draft.thread, origin=draft.origin, model=model.slug, lane=request.lane,
         request=json.loads(request.to_json()), accepted_at=now, expires_at=_expiry(now),
     )  # fmt: skip
+    statements.insert(generation)
     transaction.on_commit(lambda: _announce(request, str(draft.user.pk), draft.thread))
     return Accepted(generation=generation, is_new=True)
 
@@ -176,10 +181,6 @@ def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
 
 def _num_unanswered(user: User, model: str) -> int:
     return Generation.objects.filter(user=user, status=Status.ACCEPTED, model=model).count()
-
-
-def _is_busy(thread: uuid.UUID) -> bool:
-    return Generation.objects.filter(thread=thread, status=Status.ACCEPTED).exists()
 
 
 def _request(

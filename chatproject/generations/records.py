@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from django.db import transaction
 from django.utils import timezone
 
-from chatproject import metrics
+from chatproject import metrics, statements
 from chatproject.accounts import quotas
 from chatproject.contract import frames
 from chatproject.contract.errors import Failure, FinishReason
@@ -41,7 +41,7 @@ def store(generation_id: str) -> Stored | None:
     Raises redis.RedisError and django.db.Error: nothing is half done then, and the call may be repeated.
     """
     folded = selectors.log_of(generation_id)
-    row = Generation.objects.filter(id=generation_id).select_related("user").first()
+    row = statements.get(Generation, id=generation_id)
     if row is None:
         forget(generation_id)
         return None
@@ -50,7 +50,8 @@ def store(generation_id: str) -> Stored | None:
     if folded.end is None:
         return None
     is_new = _write(row, folded)
-    row = Generation.objects.select_related("user").get(id=generation_id)
+    if not is_new:  # another delivery got here first, and may have seen another end
+        row.refresh_from_db()
     return _say_stored(row, folded.run, is_new=is_new)
 
 
@@ -85,22 +86,24 @@ def _write(row: Generation, folded: Log) -> bool:
     usage = end.usage
     if not usage.completion_tokens and folded.tokens:
         usage = replace(usage, completion_tokens=len(folded.tokens))  # ended by others than its worker
+    ended: dict[str, Any] = {
+        "status": end.status, "ended_at": timezone.now(), "answer": folded.text, "reason": end.reason or "",
+        "code": end.code or "", "message": end.message[:500], "end_seq": folded.end_seq,
+        "sha256": frames.answer_sha256(folded.text), "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens, "cached_tokens": usage.cached_tokens,
+        "dropped_turns": usage.dropped_turns, "engine_s": usage.engine_s, "queue_ms": usage.queue_ms,
+        "prefill_ms": usage.prefill_ms, "decode_ms": usage.decode_ms, "tokens_per_s": usage.tokens_per_s,
+        "mean_rows": usage.mean_rows, "kv_blocks": usage.kv_blocks,
+    }  # fmt: skip
     with transaction.atomic():
-        moved = Generation.objects.filter(id=row.id, status=Status.ACCEPTED).update(
-            status=end.status, ended_at=timezone.now(), answer=folded.text, reason=end.reason or "",
-            code=end.code or "", message=end.message[:500], end_seq=folded.end_seq,
-            sha256=frames.answer_sha256(folded.text), prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens, cached_tokens=usage.cached_tokens,
-            dropped_turns=usage.dropped_turns, engine_s=usage.engine_s, queue_ms=usage.queue_ms,
-            prefill_ms=usage.prefill_ms, decode_ms=usage.decode_ms, tokens_per_s=usage.tokens_per_s,
-            mean_rows=usage.mean_rows, kv_blocks=usage.kv_blocks,
-        )  # fmt: skip
-        if moved != 1:
+        if statements.update(Generation, {"id": row.id, "status": Status.ACCEPTED}, **ended) != 1:
             return False  # Another delivery of this outcome got here first.
         quotas.settle(
             generation_id=row.id, model=row.model, prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens, gpu_seconds=usage.engine_s, now=timezone.now(),
         )  # fmt: skip
+    for name, value in ended.items():
+        setattr(row, name, value)
     metrics.ended(status=end.status, usage=usage)
     return True
 

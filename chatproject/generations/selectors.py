@@ -11,13 +11,14 @@ from django.core.exceptions import ValidationError
 
 from chatproject import redis_client
 from chatproject.accounts import quotas
-from chatproject.accounts.models import User
+from chatproject.accounts.models import Plan, User
 from chatproject.contract import frames, names
 from chatproject.contract.errors import ContractError, Refusal
 from chatproject.contract.frames import Log
 from chatproject.contract.messages import GenerationRequest, ModelStatus, WorkerStatus
 from chatproject.generations.errors import Refused
 from chatproject.generations.models import Generation, ServedModel
+from chatproject.remembered import Remembered
 
 
 def owned(*, user_id: uuid.UUID | str, generation_id: uuid.UUID | str) -> Generation:
@@ -41,10 +42,8 @@ def log_of(generation_id: str) -> Log:
 
 def models_for(user: User) -> list[ServedModel]:
     """Return the enabled models that the user's plan allows, the default first."""
-    models = ServedModel.objects.filter(is_enabled=True).prefetch_related("plans")
     plan_id = quotas.plan_of(user).pk
-    allowed = [model for model in models if _is_allowed(model, plan_id)]
-    return sorted(allowed, key=lambda model: (not model.is_default, model.slug))
+    return [model for model, plan_ids in _enabled() if not plan_ids or plan_id in plan_ids]
 
 
 def model_for(user: User, slug: str | None) -> ServedModel:
@@ -80,6 +79,11 @@ def workers() -> list[WorkerStatus]:
     return [WorkerStatus.from_json(text) for text in texts if text]
 
 
-def _is_allowed(model: ServedModel, plan_id: int) -> bool:
-    plans = {plan.pk for plan in model.plans.all()}
-    return not plans or plan_id in plans
+def _read_enabled() -> list[tuple[ServedModel, frozenset[int]]]:
+    models = ServedModel.objects.filter(is_enabled=True).prefetch_related("plans")
+    found = [(model, frozenset(plan.pk for plan in model.plans.all())) for model in models]
+    return sorted(found, key=lambda each: (not each[0].is_default, each[0].slug))
+
+
+_enabled = Remembered(_read_enabled)
+_enabled.forget_when_saved(ServedModel, Plan)

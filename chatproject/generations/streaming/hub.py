@@ -141,8 +141,7 @@ class Hub:
         self._users.setdefault(user_id, set()).add(listener)
         if is_first:
             with contextlib.suppress(*_AWAY):
-                await self._redis.zadd(user_watch_key(user_id), {self.channel: _expiry_ms()})
-                await self._redis.pexpire(user_watch_key(user_id), names.WATCH_MS)
+                await self._register([user_watch_key(user_id)])
 
     def leave_user(self, user_id: str, listener: NoticeListener) -> None:
         """Stop telling ``listener``."""
@@ -319,8 +318,7 @@ class Hub:
     async def _watch_late(self, stream: Stream) -> None:
         """Register this process, then tell the worker: the log is read after that, so nothing falls between."""
         try:
-            await self._redis.zadd(names.watch_key(stream.id), {self.channel: _expiry_ms()})
-            await self._redis.pexpire(names.watch_key(stream.id), names.WATCH_MS)
+            await self._register([names.watch_key(stream.id)])
             lease: Any = await self._redis.get(names.lease_key(stream.id))
             if lease:
                 word = Control(kind="watch", generation_id=stream.id, channel=self.channel)
@@ -379,8 +377,11 @@ class Hub:
                     reader.on_queued(queued)
 
     async def _renew_watches(self) -> None:
-        pipe = self._redis.pipeline(transaction=False)
-        for key in [*map(names.watch_key, self._streams), *map(user_watch_key, self._users)]:
+        await self._register([*map(names.watch_key, self._streams), *map(user_watch_key, self._users)])
+
+    async def _register(self, keys: Sequence[str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)  # whoever is killed in the middle leaves no key for ever
+        for key in keys:
             pipe.zadd(key, {self.channel: _expiry_ms()})
             pipe.pexpire(key, names.WATCH_MS)
         await pipe.execute()

@@ -1,0 +1,133 @@
+"""Statements write and read what Django's own do; remembered values are seen again after a save."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from chatproject import remembered, statements
+from chatproject.accounts import quotas
+from chatproject.accounts.models import Plan, UsageRecord, User
+from chatproject.generations import selectors
+from chatproject.generations.models import Generation, ServedModel, Status
+
+pytestmark = pytest.mark.django_db
+
+REQUEST = {"turns": [{"text": "Äpfel \U0001f34e '%s' \\ \"x\""}], "none": None, "number": 0.1, "list": []}
+
+
+def a_generation(user: User, **fields: object) -> Generation:
+    now = timezone.now()
+    return Generation(
+        id=uuid.uuid4(), user=user, client_id=str(uuid.uuid4()), body_sha256="b", thread=None, model="demo", lane="vip",
+        request=REQUEST, accepted_at=now, expires_at=now + timedelta(hours=1), **fields,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def alice() -> User:
+    return User.objects.create_user("alice", requests_per_minute=3)
+
+
+def test_insert_writes_what_save_would(alice: User) -> None:
+    ours, djangos = a_generation(alice, answer="50 %"), a_generation(alice, answer="50 %")
+    statements.insert(ours)
+    djangos.save(force_insert=True)
+    rows = [Generation.objects.get(pk=each.pk) for each in (ours, djangos)]
+    for field in Generation._meta.concrete_fields:
+        if field.attname not in ("id", "client_id", "accepted_at", "expires_at"):
+            assert getattr(rows[0], field.attname) == getattr(rows[1], field.attname), field.attname
+    assert (rows[0].accepted_at, rows[0].expires_at) == (ours.accepted_at, ours.expires_at)
+    ours.answer = "no second insert"
+    ours.save()  # it knows that it is stored
+    assert Generation.objects.count() == 2
+
+
+def test_get_returns_what_django_would(alice: User) -> None:
+    row = a_generation(alice, cancel_requested_at=timezone.now(), tokens_per_s=2.5)
+    row.save()
+    mine = statements.get(Generation, id=str(row.pk), status=Status.ACCEPTED)
+    assert mine is not None
+    for field in Generation._meta.concrete_fields:
+        assert getattr(mine, field.attname) == getattr(row, field.attname), field.attname
+    assert statements.get(User, id=str(alice.pk)) == alice
+    assert statements.get(Generation, id=uuid.uuid4()) is None
+
+
+def test_update_writes_only_rows_that_match_and_counts_them(alice: User) -> None:
+    row, other = a_generation(alice), a_generation(alice)
+    statements.insert(row, other)
+    where = {"id": row.pk, "status": Status.ACCEPTED}
+    assert statements.update(Generation, where, status=Status.DONE, answer="Ja %s", ended_at=row.accepted_at) == 1
+    assert statements.update(Generation, where, status=Status.FAILED) == 0
+    row.refresh_from_db()
+    assert (row.status, row.answer, row.ended_at) == (Status.DONE, "Ja %s", row.accepted_at)
+    other.refresh_from_db()
+    assert other.status == Status.ACCEPTED
+
+
+def test_keys_that_the_database_counts_up_are_left_to_it(alice: User) -> None:
+    ids = [uuid.uuid4(), uuid.uuid4()]
+    statements.insert(*(UsageRecord(generation_id=id_, user=alice, username="alice", model="demo") for id_ in ids))
+    assert len(set(UsageRecord.objects.filter(generation_id__in=ids).values_list("pk", flat=True))) == 2
+
+
+def test_what_a_key_forbids_is_djangos_error_and_nothing_is_kept(alice: User) -> None:
+    row = a_generation(alice)
+    statements.insert(row)
+    new, again = a_generation(alice), a_generation(alice)
+    again.client_id = row.client_id
+    with pytest.raises(IntegrityError), transaction.atomic():
+        statements.insert(new, again)
+    assert list(Generation.objects.all()) == [row]
+
+
+def test_plans_and_models_are_read_once_and_again_after_a_save(alice: User) -> None:
+    vip = Plan.objects.create(name="few", tokens_per_day=5)
+    alice.plan = vip
+    alice.save()
+    model = ServedModel.objects.create(slug="only-few", name="x")
+    model.plans.add(vip)
+    alice = User.objects.get(pk=alice.pk)
+
+    def look() -> tuple[int | None, bool]:
+        return quotas.limits_of(alice).tokens_per_day, model in selectors.models_for(alice)
+
+    assert look() == (5, True)
+    with CaptureQueriesContext(connection) as queries:
+        assert look() == (5, True)
+    assert len(queries) == 0
+    vip.tokens_per_day = 6
+    vip.save()
+    model.plans.set([Plan.objects.create(name="others")])
+    assert look() == (6, False)
+    model.delete()
+    assert model not in selectors.models_for(alice)
+
+
+def test_what_others_changed_is_seen_after_a_while(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = Plan.objects.get(is_default=True)
+    before = quotas.limits_of(alice).tokens_per_day
+    Plan.objects.filter(pk=default.pk).update(tokens_per_day=7)  # as another process would: no signal here
+    assert quotas.limits_of(alice).tokens_per_day == before
+    monkeypatch.setattr(remembered, "FOR_S", 0.0)
+    assert quotas.limits_of(alice).tokens_per_day == 7
+
+
+def test_a_value_that_was_forgotten_while_it_was_read_is_not_kept() -> None:
+    values = iter(["old", "new"])
+
+    def read() -> str:
+        value = next(values)
+        if value == "old":
+            mine.forget()  # somebody saves meanwhile
+        return value
+
+    mine = remembered.Remembered(read)
+    assert mine() == "old"
+    assert mine() == "new"
