@@ -23,6 +23,7 @@ LOOK_S: Final = 0.1
 ROOM_S: Final = 0.02  # a look costs one EXISTS; a VIP's first token waits for it when all are full
 RING_S: Final = 1.0
 CHARGE_S: Final = 0.5
+EVENTS_S: Final = 0.5  # Flower shows them so much later
 SETTLE_S: Final = 4.0
 BROKER_AWAY: Final = (*AWAY, OperationalError)
 
@@ -46,14 +47,16 @@ class Doorman(bootsteps.StartStopStep):
     requires = tuple("celery.worker.consumer." + step for step in ("tasks:Tasks", "control:Control", "heart:Heart"))
 
     def start(self, c: Any) -> None:
-        """Make room every 20 ms, look every 100, charge every half second, ring every second."""
+        """Make room every 20 ms, look every 100, tell events and charge every half second, ring every second."""
         self.is_draining = False
         self.timers = [
             c.timer.call_repeatedly(LOOK_S, self._guarded, (self._look, c)),
             c.timer.call_repeatedly(ROOM_S, self._guarded, (self._make_room, c)),
             c.timer.call_repeatedly(RING_S, self._guarded, (self._ring, c)),
             c.timer.call_repeatedly(CHARGE_S, self._guarded, (self._charge, c)),
+            c.timer.call_repeatedly(EVENTS_S, self._guarded, (self._tell_events, c)),
         ]
+        c.event_dispatcher.on_send_buffered = None  # one message for each event takes longer than the rest of a ticket
 
     def stop(self, c: Any) -> None:
         """Drain at shutdown; after a lost connection there is nothing to do."""
@@ -62,6 +65,9 @@ class Doorman(bootsteps.StartStopStep):
             self._drain(c)
         for timer in self.timers:
             timer.cancel()
+
+    def _tell_events(self, c: Any) -> None:
+        c.event_dispatcher.flush()
 
     def _guarded(self, do: Callable[[Any], None], c: Any) -> None:
         try:

@@ -6,6 +6,7 @@ Joins the caller's transaction, so that a message and its generation are one. Re
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import secrets
 import uuid
@@ -123,11 +124,13 @@ def _accept_new(draft: Draft) -> Accepted:
 
 def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
     model_states.note_accepted(request.model, request.lane)
-    dispatch.announce(request)
     metrics.accepted(lane=request.lane)
-    announcer.get_announcer().notice(
-        user_id=user_id, thread=str(thread) if thread else None, generation_id=request.generation_id, status="accepted"
-    )
+    # The user's other tabs hear of it when a worker has: told at once, it would take the first token's time.
+    notice = functools.partial(
+        announcer.get_announcer().notice, user_id=user_id, thread=str(thread) if thread else None,
+        generation_id=request.generation_id, status="accepted",
+    )  # fmt: skip
+    dispatch.announce(request, then=notice)
 
 
 def _check_form(draft: Draft) -> None:

@@ -7,6 +7,7 @@ that is away blocks a caller for seconds. Knows no sockets.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import redis
@@ -25,9 +26,9 @@ AWAY = (redis.RedisError, OperationalError, OSError)
 _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
 
 
-def announce(request: GenerationRequest) -> None:
-    """Enqueue and ring, later and elsewhere. Never raises and never waits."""
-    _threads.submit(_announce, request)
+def announce(request: GenerationRequest, then: Callable[[], None]) -> None:
+    """Enqueue and ring, later and elsewhere, then call ``then``, however it went. Never raises and never waits."""
+    _threads.submit(_announce, request, then)
 
 
 def ring(model: str, lane: Lane | str) -> None:
@@ -49,7 +50,7 @@ def ask_to_store(generation_id: str) -> None:
     )
 
 
-def _announce(request: GenerationRequest) -> None:
+def _announce(request: GenerationRequest, then: Callable[[], None]) -> None:
     try:
         if scripts.enqueue(request) == "waiting":
             ring(request.model, request.lane)
@@ -57,3 +58,5 @@ def _announce(request: GenerationRequest) -> None:
         log.warning("generation %s waits for the sweeper: %r", request.generation_id, error)
     except Exception:
         log.exception("generation %s waits for the sweeper", request.generation_id)
+    finally:
+        then()
