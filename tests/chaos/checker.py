@@ -56,7 +56,7 @@ def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any
     verdict.check("left in Redis at rest", list(left))
     verdict.check("replaced without cause", [_name(chat) for chat in accepted if _is_replaced(chat, faults)])
     verdict.check("ticket lost: starts within 3 s", _late_starts(accepted, faults, verdict))
-    _figures(chats, accepted, faults, verdict)
+    _figures(chats, accepted, rows, faults, verdict)
     return verdict
 
 
@@ -167,7 +167,9 @@ def _late_starts(accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verd
     return [f"{_name(chat)}: {delay:.1f} s" for delay, chat in delays if delay > LOST_TICKET_S]
 
 
-def _figures(chats: Sequence[Chat], accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verdict) -> None:
+def _figures(
+    chats: Sequence[Chat], accepted: Sequence[Chat], rows: dict[str, Any], faults: Sequence[Done], verdict: Verdict
+) -> None:
     by_id = {chat.generation: chat for chat in accepted}
     pauses, hits, kills = [], 0, 0
     for fault in faults:
@@ -185,6 +187,7 @@ def _figures(chats: Sequence[Chat], accepted: Sequence[Chat], faults: Sequence[D
         ("Celery messages lost / come again", " / ".join(
             str(sum(fault.hit.get(what, 0) for fault in faults)) for what in ("dropped", "repeated"))),
         ("kills of a worker that hit a running generation", f"{hits} of {kills}"),
+        ("tokens stored, all of them streamed", str(sum(rows[str(id_)]["completion_tokens"] for id_ in by_id if str(id_) in rows))),
         ("deltas shown", str(sum(len(view.deltas_at) for chat in accepted for view in chat.views))),
         ("sockets per chat, mean", f"{sum(chat.sockets for chat in chats) / max(1, len(chats)):.2f}"),
         ("replacements", str(sum(view.replacements for chat in accepted for view in chat.views))),
