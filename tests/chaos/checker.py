@@ -187,7 +187,7 @@ def _figures(
         ("Celery messages lost / come again", " / ".join(
             str(sum(fault.hit.get(what, 0) for fault in faults)) for what in ("dropped", "repeated"))),
         ("kills of a worker that hit a running generation", f"{hits} of {kills}"),
-        ("tokens stored, all of them streamed", str(sum(rows[str(id_)]["completion_tokens"] for id_ in by_id if str(id_) in rows))),
+        ("tokens stored", str(sum(rows[str(id_)]["completion_tokens"] for id_ in by_id if str(id_) in rows))),
         ("deltas shown", str(sum(len(view.deltas_at) for chat in accepted for view in chat.views))),
         ("sockets per chat, mean", f"{sum(chat.sockets for chat in chats) / max(1, len(chats)):.2f}"),
         ("replacements", str(sum(view.replacements for chat in accepted for view in chat.views))),
