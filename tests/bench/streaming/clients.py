@@ -1,6 +1,7 @@
 """Readers that cost little: asyncio protocols that parse what the server writes and note when each token came.
 
-A token's text is the monotonic time in nanoseconds when it was made (`stamped/`).
+A token's text is the monotonic time in nanoseconds when it was made (`stamped/`); the first one also says how long the
+engine took for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 _STAMPS = re.compile(rb"\d{10,}")
+_WAITED = re.compile(rb"\d{10,}\+(\d+) ")
 _FINISHED = re.compile(rb'"type": ?"finished"')
 _REFUSED = re.compile(rb'"type": ?"(failed|error)"')
 
@@ -28,12 +30,13 @@ class Answer:
 
     asked_at: int
     frames: list[tuple[int, int, int, int]] = field(default_factory=list)  # arrival, oldest stamp, newest, tokens
+    engine_us: int = 0  # until its first token
     problem: str = ""
 
     @property
     def first_ms(self) -> float:
-        """Milliseconds from the question to the first token."""
-        return (self.frames[0][0] - self.asked_at) / 1e6
+        """Milliseconds from the question to the first token, less what the engine took."""
+        return (self.frames[0][0] - self.asked_at) / 1e6 - self.engine_us / 1e3
 
     @property
     def tokens(self) -> int:
@@ -81,6 +84,8 @@ class Reader(asyncio.Protocol, ABC):
     def _take(self, piece: bytes) -> None:
         stamps = _STAMPS.findall(piece, max(0, piece.rfind(b'"text"')))  # an id may look like a stamp
         if stamps and self.answer is not None:
+            if not self.answer.frames and (waited := _WAITED.search(piece)):
+                self.answer.engine_us = int(waited[1])
             self.answer.frames.append((time.monotonic_ns(), int(stamps[0]), int(stamps[-1]), len(stamps)))
 
     def _end(self, problem: str = "") -> None:
