@@ -34,7 +34,6 @@ from chatproject.generations.streaming.outbox import Outbox
 from chatproject.generations.streaming.reader import Queued, State
 
 log = logging.getLogger(__name__)
-MOST_UNACKNOWLEDGED: Final = 64 * 1024  # bytes in the transport; the rest waits in the outbox
 DRAIN_LOOK_S: Final = 0.02
 
 FLOOD_OR_SUBPROTOCOL: Final = 4400
@@ -54,7 +53,7 @@ class ChatConsumer(AsyncConsumer):
         # Channels would give each socket a channel of its own and each message a thread hop; the hub has one for all.
         self._transport = Transport(send)
         self._hub = get_hub()
-        self._outbox = Outbox(on_too_slow=lambda: self.close(TOO_SLOW))
+        self._outbox = Outbox(on_too_slow=lambda: self.close(TOO_SLOW), send_now=self._transport.send_now)
         self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
         self._attached: set[str] = set()
         self._flood = FloodGuard()
@@ -146,16 +145,13 @@ class ChatConsumer(AsyncConsumer):
         try:
             while (text := await self._outbox.take()) is not None:
                 await self._transport.send(text)
-                while self._is_behind():  # noqa: ASYNC110 - neither daphne nor the kernel tells when it was taken
+                while not self._close_code and self._transport.is_behind():  # noqa: ASYNC110 - neither daphne nor the kernel tells when it was taken
                     await asyncio.sleep(DRAIN_LOOK_S)
         except Exception:
             # A socket that can write nothing must not look open: the client comes back and resumes.
             log.exception("a socket could not be written to")
             self.close(SERVER_ERROR)
         await self._transport.close(self._close_code)
-
-    def _is_behind(self) -> bool:
-        return not self._close_code and self._transport.num_unacknowledged() > MOST_UNACKNOWLEDGED
 
     # --- what a client may ask
 

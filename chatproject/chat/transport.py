@@ -1,8 +1,8 @@
-"""What ASGI has no words for: how much a client has not acknowledged, and closing with a code below 3000.
+"""What ASGI has no words for: writing a frame at once, how much a client has not acknowledged, closing below 3000.
 
-Knows daphne, autobahn, Twisted and TCP, no frames. daphne takes all it is given and buffers without bound, so we look
-where the bytes are: Twisted's buffer, and the kernel's send queue (TIOCOUTQ: not acknowledged by the other side's TCP).
-Under another server there is nothing to see, and its own waiting `send` is the bound.
+Knows daphne, autobahn, Twisted and TCP, no frames of ours. daphne takes all it is given and buffers without bound, so
+we look where the bytes are: Twisted's buffer, and the kernel's send queue (TIOCOUTQ: not acknowledged by the other
+side's TCP). Under another server, or TLS in daphne, there is nothing to see: its own waiting `send` is the bound.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import functools
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
+
+MOST_UNACKNOWLEDGED: Final = 64 * 1024  # bytes; whoever has more waiting is not sent more
+_OPEN: Final = 3  # autobahn's STATE_OPEN
+_TEXT: Final = 0x81  # a whole message of text, not masked, as servers send
 
 
 class Transport:
@@ -27,9 +31,35 @@ class Transport:
         self._protocol: Any = send.args[0] if isinstance(send, functools.partial) and send.args else None
         twisted = getattr(self._protocol, "transport", None)
         self._twisted: Any = twisted if hasattr(twisted, "dataBuffer") else None
+        # Compressed messages would need autobahn's state; daphne offers no compression.
+        self._is_plain = self._twisted is not None and getattr(self._protocol, "_perMessageCompress", None) is None
+        self._unacknowledged = 0  # at most: as last seen, and what was sent since
+
+    def send_now(self, text: str) -> bool:
+        """Write one text frame, of any size, before returning; False when nothing was written: `send` it.
+
+        Straight into the kernel while nothing is before it: most of what a frame costs is daphne, autobahn and Twisted.
+        """
+        if not self._is_plain or self._protocol.state != _OPEN or self._protocol.send_queue or self.is_behind():
+            return False
+        payload = text.encode("utf-8")
+        frame = _header(len(payload)) + payload
+        self._unacknowledged += len(frame)
+        twisted, num_sent = self._twisted, 0
+        if not self._num_buffered():
+            try:
+                num_sent = twisted.getHandle().send(frame)
+            except OSError:  # full, or lost: Twisted waits, or finds out
+                num_sent = 0
+        if num_sent < len(frame):
+            twisted.write(frame[num_sent:])
+        return True
 
     async def send(self, text: str) -> None:
         """Send one text frame, of any size."""
+        if self.send_now(text):
+            return
+        self._unacknowledged += len(text)
         with self._no_limit():
             await self._send({"type": "websocket.send", "text": text})
 
@@ -41,6 +71,12 @@ class Transport:
             send_close_frame(code=code)
         else:
             await self._send({"type": "websocket.close", "code": code})
+
+    def is_behind(self) -> bool:
+        """Whether the client has not acknowledged more than MOST_UNACKNOWLEDGED bytes."""
+        if self._unacknowledged > MOST_UNACKNOWLEDGED:  # only then is it worth the system call
+            self._unacknowledged = self.num_unacknowledged()
+        return self._unacknowledged > MOST_UNACKNOWLEDGED
 
     @contextlib.contextmanager
     def _no_limit(self) -> Iterator[None]:
@@ -62,9 +98,19 @@ class Transport:
         """Return how many sent bytes the client's side has not acknowledged; 0 where that cannot be seen."""
         if self._twisted is None:
             return 0
-        buffered = len(self._twisted.dataBuffer) - self._twisted.offset + self._twisted._tempDataLen
         try:
             queued = struct.unpack("i", fcntl.ioctl(self._twisted.getHandle().fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
         except (OSError, ValueError, AttributeError):
             queued = 0  # closed meanwhile
-        return int(buffered + queued)
+        return int(self._num_buffered() + queued)
+
+    def _num_buffered(self) -> int:
+        return int(len(self._twisted.dataBuffer) - self._twisted.offset + self._twisted._tempDataLen)
+
+
+def _header(size: int) -> bytes:
+    if size < 126:
+        return bytes((_TEXT, size))
+    if size < 1 << 16:
+        return bytes((_TEXT, 126)) + size.to_bytes(2, "big")
+    return bytes((_TEXT, 127)) + size.to_bytes(8, "big")

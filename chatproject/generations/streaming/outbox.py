@@ -19,9 +19,20 @@ MOST_BYTES: Final = 8 * 1024 * 1024
 
 
 class Outbox:
-    """Belongs to the event loop's thread. ``put`` returns at once; ``take`` waits for something to send."""
+    """Belongs to the event loop's thread. ``put`` returns at once; ``take`` waits for something to send.
 
-    def __init__(self, *, on_too_slow: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+    A frame that nothing is before is written at once, without a turn of the task that takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_too_slow: Callable[[], None],
+        send_now: Callable[[str], bool] = lambda text: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``send_now`` writes a frame at once and says so, or returns False; then the frame waits here."""
+        self._send_now = send_now
         self.num_bytes = 0  # all that waits, held or not
         self._on_too_slow = on_too_slow
         self._clock = clock
@@ -42,6 +53,8 @@ class Outbox:
             return
         held = self._held.get(generation_id) if self._held else None
         if held is None:
+            if not self._texts and self._send_now(text):
+                return
             self._texts.append(text)
             self._wake.set()
         else:
