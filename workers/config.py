@@ -64,7 +64,7 @@ def read(environ: Mapping[str, str] | None = None) -> Config:
         fake_step_ms=_number(environ, "CHAT_FAKE_STEP_MS", 20.0),
         slots=int(_number(environ, "CHAT_SLOTS", 32, least=1)),
         grace_s=_number(environ, "CHAT_GRACE_S", 8.0),
-        flush_ms=_number(environ, "CHAT_FLUSH_MS", 45.0),
+        flush_ms=_number(environ, "CHAT_FLUSH_MS", 55.0),
         step_tokens=int(_number(environ, "CHAT_STEP_TOKENS", 256, least=16)),
     )
 

@@ -34,7 +34,7 @@ class ActiveGeneration:
         self.unsent: list[Frame] = []  # logged or not; leave this list when shown
         self.dropped_turns = 0
         self.end: End | None = None
-        self.shown_at = 0.0
+        self.due_at = 0.0  # when its next frame may be shown
         self.ask_to_store_at = 0.0
         self.num_asked = 0  # times that it was asked to be stored
         self._queue_ms = queue_ms

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ RETRY_S: Final = 1.0
 STORE_AGAIN_S: Final = 2.0  # twice as much each time ...
 STORE_LATE_S: Final = 16.0  # ... up to this
 SHUTDOWN_S: Final = 5.0
+COMPANIES: Final = 6  # of streams in a window
+AT_ONCE: Final = 64  # streams in a pipeline: with hundreds, the first would wait for the last
 
 
 class Outside(Protocol):
@@ -63,7 +66,7 @@ class Publisher:
         self._handing_back: dict[str, ActiveGeneration] = {}
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
-        self._retry_at = 0.0
+        self._retry_at = self._next_at = 0.0
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
@@ -124,10 +127,10 @@ class Publisher:
 
     async def _main(self) -> None:
         while True:
-            delay_s = self._next_flush_s()
-            if delay_s != 0:
+            delay_s = max(0.0, self._next_at - time.monotonic())
+            if delay_s:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay_s)
+                    await asyncio.wait_for(self._wake.wait(), None if delay_s == math.inf else delay_s)
             self._wake.clear()
             try:
                 await self._turn()
@@ -140,15 +143,40 @@ class Publisher:
     async def _turn(self) -> None:
         self._take_outputs()
         now = time.monotonic()
-        due = [active for active in self._active.values() if self._is_due(active, now)]
+        due = self._due(now)
+        for start in range(0, len(due), AT_ONCE):
+            await self._tell(due[start : start + AT_ONCE])
+        self._finish_hand_backs()
+        self._ask_to_store(now)
+
+    async def _tell(self, due: Sequence[ActiveGeneration]) -> None:
+        """Write what is there by now, then show it."""
+        self._take_outputs()
+        due = [active for active in due if self._active.get(active.id) is active]
         for active in due:
             active.cut()
         writing = [active for active in due if active.num_logged < len(active.entries)]
-        if writing and now >= self._retry_at:
+        if writing and time.monotonic() >= self._retry_at:
             self._write(writing)
+        if any(active.num_logged < len(active.entries) for active in writing):
+            self._next_at = min(self._next_at, self._retry_at)
         await self._show(due)
-        self._finish_hand_backs()
-        self._ask_to_store(now)
+
+    def _due(self, now: float) -> list[ActiveGeneration]:
+        """Return those whose news may be told; note when the next ones are due, infinity when only a word makes it so.
+
+        The first token goes at once, then one frame per window.
+        """
+        due, next_at = [], math.inf
+        for active in self._active.values():
+            if not (active.has_news or active.unsent):
+                continue
+            if active.due_at <= now or active.end is not None or active.id in self._handing_back:
+                due.append(active)
+            else:
+                next_at = min(next_at, active.due_at)
+        self._next_at = next_at
+        return due
 
     def _take_outputs(self) -> None:
         while self._outputs:
@@ -160,27 +188,6 @@ class Publisher:
                 active = self._active.get(generation_id)
                 if active is not None and active.run == int(run):
                     active.take(output)
-
-    def _is_due(self, active: ActiveGeneration, now: float) -> bool:
-        if not active.has_news and not active.unsent:
-            return False
-        # The first token goes at once, then one frame per window.
-        return active.end is not None or active.id in self._handing_back or now >= active.shown_at + self._flush_s
-
-    def _next_flush_s(self) -> float | None:
-        """Seconds until something is due; None when only a word from outside can make it so."""
-        now = time.monotonic()
-        delays = [
-            max(active.shown_at + self._flush_s, self._retry_at) - now
-            for active in self._active.values()
-            if active.has_news or active.unsent
-        ]
-        delays += [
-            active.ask_to_store_at - now
-            for active in self._active.values()
-            if active.end is not None and not active.has_news
-        ]
-        return max(0.0, min(delays)) if delays else None
 
     def _write(self, writing: Sequence[ActiveGeneration]) -> None:
         writes = [
@@ -217,12 +224,15 @@ class Publisher:
     async def _show(self, due: Sequence[ActiveGeneration]) -> None:
         """Send what Redis has taken: one message per web process."""
         by_channel: dict[str, list[Frame]] = {}
-        now = time.monotonic()
+        # On a grid: streams that are shown together stay together, in a few companies of which each is one message.
+        grid_s = self._flush_s / COMPANIES
+        due_at = math.ceil((time.monotonic() + self._flush_s) / grid_s) * grid_s if grid_s else 0.0
         for active in due:
             if active.num_logged < len(active.entries) or active.id not in self._active:
                 continue
             for frame in active.shown():
-                active.shown_at = now
+                if frame.kind == "delta":
+                    active.due_at = due_at
                 for channel in active.channels:
                     by_channel.setdefault(channel, []).append(frame)
         for channel, frames_ in by_channel.items():
@@ -233,12 +243,14 @@ class Publisher:
 
     def _ask_to_store(self, now: float) -> None:
         for active in self._active.values():
-            logged = active.end is not None and active.num_logged == len(active.entries)
-            if logged and now >= active.ask_to_store_at:
+            if active.end is None or active.num_logged < len(active.entries):
+                continue
+            if now >= active.ask_to_store_at:
                 # Rarer from time to time: who is asked may only be slow, and each word makes the line longer.
                 active.ask_to_store_at = now + min(STORE_AGAIN_S * 2**active.num_asked, STORE_LATE_S)
                 active.num_asked += 1
                 self._outside.ask_to_store(active.id)
+            self._next_at = min(self._next_at, active.ask_to_store_at)
 
     def _finish_hand_backs(self) -> None:
         # While frames were being sent, a hand-back may have come, and outputs that belong before it.
@@ -301,8 +313,9 @@ class Publisher:
         if not last_id and active.num_logged:
             active.restart_log()
         elif last_id and last_id != active.last_logged_id:
-            ids = {id_: index for index, (id_, _) in enumerate(active.entries)}
-            active.num_logged = min(active.num_logged, ids.get(last_id, active.num_logged - 1) + 1)
+            # From the newest: it is what was written while the lease was on its way, or the log has lost a little.
+            known = (index for index in range(active.num_logged - 1, -1, -1) if active.entries[index][0] == last_id)
+            active.num_logged = next(known, active.num_logged - 1) + 1
 
     def _lose(self, active: ActiveGeneration) -> None:
         """Another run has it, or it has ended without us: drop the sequence and say nothing more."""

@@ -7,6 +7,7 @@ shows; the leases' thread renews; the control thread hears. They meet in queues 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -235,6 +236,7 @@ class Runtime:
         self._load_s = time.monotonic() - self._started_at
         loop = EngineLoop(serving.runner, listener=self, on_fatal=self._fatal, step_tokens=self.config.step_tokens)
         loop.start()
+        _collect_rarely()
         self._serving, self._loop = serving, loop
         log.info("model %s is ready after %.1f s", self.config.slug, time.monotonic() - began)
 
@@ -277,3 +279,10 @@ class Runtime:
         if claimed_at is not None:
             took, known = time.monotonic() - claimed_at, self._seconds_per_generation
             self._seconds_per_generation = took if not known else known + PACE_WEIGHT * (took - known)
+
+
+def _collect_rarely() -> None:
+    """Look for cycles seldom: hundreds of logs kept in memory have none, and each full look stopped all streams."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)

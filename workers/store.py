@@ -100,34 +100,39 @@ class Store:
         """Charge users for service, or give back, in one pipeline: (model, lane, user id, weight, cost) each."""
         if not charges:
             return
-        pipe = self.client.pipeline(transaction=False)
-        for model, lane, user_id, weight, cost in charges:
-            self._scripts["charge"](keys=[names.wait_key(model, lane)], args=[user_id, weight, cost], client=pipe)
-        pipe.execute()
+        self._pipelined(
+            "charge",
+            [
+                ([names.wait_key(model, lane)], [user_id, weight, cost])
+                for model, lane, user_id, weight, cost in charges
+            ],
+        )
 
     def renew(self, leases: Sequence[tuple[str, Lease]]) -> list[Renewal]:
         """Renew all leases in one pipeline; each answer stands where its lease stood."""
         if not leases:
             return []
-        pipe = self.client.pipeline(transaction=False)
-        for generation_id, lease in leases:
-            keys = [names.lease_key(generation_id), names.log_key(generation_id), names.cancel_key(generation_id)]
-            self._scripts["renew"](keys=keys, args=[str(lease), lease.run, names.LEASE_MS], client=pipe)
-        return [Renewal(verdict=verdict, last_id=last) for verdict, last in pipe.execute()]
+        calls = [
+            (
+                [names.lease_key(generation_id), names.log_key(generation_id), names.cancel_key(generation_id)],
+                [str(lease), lease.run, names.LEASE_MS],
+            )
+            for generation_id, lease in leases
+        ]
+        return [Renewal(verdict=verdict, last_id=last) for verdict, last in self._pipelined("renew", calls)]
 
     def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str | Exception]:
         """Append to many logs in one pipeline: (generation id, run, expected last id, entries) each.
 
         An answer is ok, gone, newer, ended or ``short:<last id>``; an exception is one script's own.
         """
-        pipe = self.client.pipeline(transaction=False)
+        calls = []
         for generation_id, run, expected, entries in writes:
             args: list[Any] = [expected, names.LOG_MS, run, len(entries)]
             for id_, fields in entries:
                 args += [id_, len(fields), *flat(fields)]
-            self._scripts["append"](keys=[names.log_key(generation_id)], args=args, client=pipe)
-        answers: list[str | Exception] = pipe.execute(raise_on_error=False)
-        return answers
+            calls.append(([names.log_key(generation_id)], args))
+        return self._pipelined("append", calls, raise_on_error=False)
 
     def hand_back(self, claim: Claim) -> str:
         """Give a generation back to the queue, at its old place: waiting, lost or cancelled."""
@@ -140,6 +145,24 @@ class Store:
         args: list[Any] = [id_, str(claim.lease), claim.score, claim.lease.run, about]
         answer: str = self._scripts["hand_back"](keys=keys, args=args)
         return answer
+
+    def _pipelined(
+        self, name: str, calls: Sequence[tuple[list[str], list[Any]]], *, raise_on_error: bool = True
+    ) -> list[Any]:
+        """Run one script many times, (keys, args) each, in one round trip; redis-py would first ask if Redis has it."""
+        for is_known in (False, True):
+            pipe = self.client.pipeline(transaction=False)
+            for keys, args in calls:
+                pipe.evalsha(self._scripts[name].sha, len(keys), *keys, *args)
+            answers: list[Any] = pipe.execute(raise_on_error=False)
+            if is_known or not any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+                break
+            # Redis has begun anew, so it has run none of them.
+            self.client.script_load(self._scripts[name].script)
+        for answer in answers:
+            if raise_on_error and isinstance(answer, Exception):
+                raise answer
+        return answers
 
     def _understood(self, answer: Any, model: str, lane: Lane, id_: str, slot: str, boot: str) -> Claim:
         try:

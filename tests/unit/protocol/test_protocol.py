@@ -14,7 +14,7 @@ from tests.unit.protocol import defects, faults
 from tests.unit.protocol.conftest import Play
 
 NUM_HISTORIES = int(os.environ.get("CHAT_HISTORIES") or 8)
-SEEDS_TO_SEE = 4
+SEEDS_TO_SEE = 16
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.timeout(600)]
 

@@ -198,7 +198,7 @@ def make_publisher(history: History, worker: Worker) -> Publisher:
     layer = SimpleNamespace(send=history.show)
     vars(publisher).update(
         _store=worker.store, _layer=layer, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(), _outputs=deque(),
-        _handing_back={}, _loop=worker.loop, _wake=SimpleNamespace(set=lambda: None), _retry_at=0.0,
+        _handing_back={}, _loop=worker.loop, _wake=SimpleNamespace(set=lambda: None), _retry_at=0.0, _next_at=0.0,
         _is_stopping=False, _thread=None,
     )  # fmt: skip
     return publisher

@@ -19,7 +19,7 @@ from chatproject.contract.names import Lane
 from tests.servers import free_port, redis_server
 from workers.engine.interfaces import Finish, StepOutput
 from workers.generation import ActiveGeneration
-from workers.publisher import Publisher
+from workers.publisher import AT_ONCE, Publisher
 from workers.store import Claim, Store
 
 pytestmark = pytest.mark.needs("redis")
@@ -50,12 +50,12 @@ class Outside:
 class Bench:
     """A publisher with its Redis, and a generation that was claimed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, flush_ms: float = 5) -> None:
         self.url = url
         self.server = redis.Redis.from_url(url, decode_responses=True)
         self.store = Store(url)
         self.outside = Outside()
-        self.publisher = Publisher(redis_url=url, flush_ms=5, outside=self.outside)
+        self.publisher = Publisher(redis_url=url, flush_ms=flush_ms, outside=self.outside)
         self.publisher.start()
 
     def claim(self) -> Claim:
@@ -138,6 +138,36 @@ def test_every_frame_is_in_the_log_before_it_is_shown(bench: Bench) -> None:
     reader.join(20)
     assert [seq for seq, _ in shown] == [1, 2, 3, 4, 5, 6]
     assert all(logged >= seq for seq, logged in shown)
+
+
+def test_redis_that_forgot_the_scripts_is_taught_them_again(bench: Bench) -> None:
+    active = bench.begin()
+    bench.step(active, 1, "one ")
+    eventually(lambda: bench.log(active).text == "one ")
+    bench.server.script_flush()
+    bench.step(active, 2, "two ")
+    eventually(lambda: bench.log(active).text == "one two ")
+    bench.server.script_flush()
+    assert [renewal.verdict for renewal in bench.store.renew(bench.publisher.leases())] == ["ok"]
+
+
+def test_the_first_token_waits_for_no_window_and_the_second_does(fresh_redis_url: str) -> None:
+    bench = Bench(fresh_redis_url, flush_ms=60_000)
+    active = bench.begin()
+    eventually(lambda: bench.log(active).seq == 1)  # `started` was told, and opens no window
+    bench.step(active, 1, "one ")
+    eventually(lambda: bench.log(active).text == "one ")
+    bench.step(active, 2, "two ")
+    finish = Finish(reason="length", prompt_tokens=1, completion_tokens=3)
+    others = [bench.begin() for _ in range(3 * AT_ONCE)]  # more than go into one pipeline
+    for other in others:
+        bench.step(other, 1, "hi")
+    eventually(lambda: all(bench.log(other).text == "hi" for other in others))
+    assert bench.log(active).text == "one "
+    bench.step(active, 3, "three", finish)
+    eventually(lambda: bench.log(active).end is not None)
+    assert [frame.text for frame in bench.log(active).frames] == ["", "one ", "two three", ""]
+    bench.publisher.stop(timeout_s=2)
 
 
 def test_a_log_that_redis_lost_is_written_again_whole(bench: Bench) -> None:
