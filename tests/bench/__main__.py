@@ -13,10 +13,9 @@ import traceback
 from tests.bench.llamacpp import build
 from tests.bench.table import Row, failed, show
 
-# bench_streaming is run by its name until it has been measured on a quiet machine.
 BENCHES = (
     "bench_fairness", "bench_engine", "bench_prefix", "bench_batching", "bench_llamacpp", "bench_prepacked",
-    "bench_int4",
+    "bench_int4", "bench_streaming",
 )  # fmt: skip
 
 
