@@ -88,8 +88,10 @@ class Doorman(bootsteps.StartStopStep):
     def _make_room(self, c: Any) -> None:
         """Hand back the newest of the lowest lane when someone waits in a higher one."""
         pool, runtime = c.pool, c.pool.runtime
+        if pool.num_free > 0 or self.is_draining:
+            return
         jobs = [job for job in pool.jobs.values() if not job.claim.is_guaranteed]
-        if not jobs or pool.num_free > 0 or self.is_draining:
+        if not jobs:
             return
         newest = max(jobs, key=lambda job: (PRIORITY[job.claim.request.lane], job.started))
         rank = PRIORITY[newest.claim.request.lane]

@@ -1,8 +1,8 @@
 """The deterministic engine of ``CHAT_ENGINE=fake``: a runner and a tokenizer that need no model.
 
-Token k of an answer depends on the prompt and k only: it is a hash of all tokens before it. The runner reads them back
-from the blocks where they were written, as a model reads its keys and values, so a wrong block gives a wrong answer.
-It never ends by itself; an answer runs to ``max_tokens``. Knows no torch, no files and no network.
+Token k of an answer depends on the prompt and k only: it is a checksum of all tokens before it. The runner reads them
+back from the blocks where they were written, as a model reads its keys and values, so a wrong block gives a wrong
+answer. It never ends by itself; an answer runs to ``max_tokens``. Knows no torch, no files and no network.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class FakeRunner:
             return RowResult()
         token, num_top = self._next(row), row.sampling.logprobs
         if num_top is None:
-            return RowResult(token=token)
+            return RowResult(token)
         # It finds each token half as likely as the one before it.
         top = tuple(
             (_FIRST_WORD + (token - _FIRST_WORD + k) % NUM_WORDS, -math.log(2) * (k + 1)) for k in range(num_top)
@@ -83,9 +83,8 @@ class FakeRunner:
 
     def _next(self, row: Row) -> int:
         size = (row.start + len(row.tokens)) * _BYTES_PER_TOKEN
-        history = b"".join([self._blocks[block] for block in row.block_table])[:size]
-        digest = hashlib.blake2b(history, digest_size=8).digest()
-        return _FIRST_WORD + int.from_bytes(digest, "little") % NUM_WORDS
+        history = b"".join(map(self._blocks.__getitem__, row.block_table))[:size]
+        return _FIRST_WORD + zlib.crc32(history) % NUM_WORDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +144,8 @@ class FakeTextStream:
 
     def push(self, token: int) -> Piece:
         """Take the next token and return the text that is now certain."""
+        if not self._stop:
+            return Piece(word_of(token))
         if self.is_stopped:
             return Piece(text="", is_stopped=True)
         self._held += word_of(token)
@@ -155,7 +156,7 @@ class FakeTextStream:
         keep = max((_overlap(self._held, text) for text in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
-        return Piece(text=text)
+        return Piece(text)
 
     def bytes_of(self, token: int) -> bytes:
         """Return the text of one token by itself."""

@@ -65,8 +65,9 @@ class ActiveGeneration:
 
     def take(self, output: StepOutput) -> None:
         """Take what one step gave; `cut` makes a frame of it."""
-        self._pending_tokens.extend(output.tokens)
-        self._pending_logprobs.extend(output.logprobs)
+        self._pending_tokens += output.tokens
+        if output.logprobs:
+            self._pending_logprobs += output.logprobs
         if output.text:
             self._pending_text.append(output.text)
         if output.finish is not None:
@@ -79,8 +80,8 @@ class ActiveGeneration:
         if not text:
             return  # tokens whose text is still held back go with the next text
         frame = Frame(
-            generation_id=self.id, run=self.run, seq=self._seq + 1, kind="delta", at=self._characters, text=text,
-            tokens=tuple(self._pending_tokens), logprobs=tuple(self._pending_logprobs),
+            self.id, self.run, self._seq + 1, "delta", self._characters, text, tuple(self._pending_tokens),
+            logprobs=tuple(self._pending_logprobs),
         )  # fmt: skip
         self._pending_text, self._pending_tokens, self._pending_logprobs = [], [], []
         self._characters += len(text)

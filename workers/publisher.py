@@ -203,14 +203,14 @@ class Publisher:
         for active, size, answer in zip(writing, sizes, answers, strict=True):
             self._judge(active, size, answer)
 
-    def _judge(self, active: ActiveGeneration, size: int, answer: str | Exception) -> None:
+    def _judge(self, active: ActiveGeneration, size: int, answer: str) -> None:
         if answer == "ok":
             active.num_logged = size
         elif answer == "gone":
             log.warning("the log of %s is gone; it is written again from memory", active.id)
             active.restart_log()
             self._wake.set()
-        elif isinstance(answer, str) and answer.startswith("short:"):
+        elif answer.startswith("short:"):
             if not active.rewind(answer.removeprefix("short:")):
                 log.warning("the log of %s is not this run's any more", active.id)
                 self._lose(active)
@@ -218,7 +218,7 @@ class Publisher:
         elif answer in ("newer", "ended"):
             self._lose(active)
         else:
-            log.error("the log of %s takes nothing: %r", active.id, answer)
+            log.error("the log of %s takes nothing: %s", active.id, answer.removeprefix("failed:"))
             self._retry_at = time.monotonic() + RETRY_S
 
     async def _show(self, due: Sequence[ActiveGeneration]) -> None:

@@ -121,18 +121,24 @@ class Store:
         ]
         return [Renewal(verdict=verdict, last_id=last) for verdict, last in self._pipelined("renew", calls)]
 
-    def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str | Exception]:
-        """Append to many logs in one pipeline: (generation id, run, expected last id, entries) each.
+    def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str]:
+        """Append to many logs in one call: (generation id, run, expected last id, entries) each.
 
-        An answer is ok, gone, newer, ended or ``short:<last id>``; an exception is one script's own.
+        An answer is ok, gone, newer, ended, ``short:<last id>`` or ``failed:<why>``, which stops no other.
         """
-        calls = []
+        keys: list[str] = []
+        args: list[Any] = [names.LOG_MS]
         for generation_id, run, expected, entries in writes:
-            args: list[Any] = [expected, names.LOG_MS, run, len(entries)]
+            keys.append(names.log_key(generation_id))
+            args += (expected, run, 0)
+            begin = len(args)
             for id_, fields in entries:
-                args += [id_, len(fields), *flat(fields)]
-            calls.append(([names.log_key(generation_id)], args))
-        return self._pipelined("append", calls, raise_on_error=False)
+                args += (id_, len(fields))
+                for pair in fields.items():
+                    args += pair
+            args[begin - 1] = len(args) - begin
+        answers: list[str] = self._evaluated("append", keys, args)
+        return answers
 
     def hand_back(self, claim: Claim) -> str:
         """Give a generation back to the queue, at its old place: waiting, lost or cancelled."""
@@ -146,9 +152,14 @@ class Store:
         answer: str = self._scripts["hand_back"](keys=keys, args=args)
         return answer
 
-    def _pipelined(
-        self, name: str, calls: Sequence[tuple[list[str], list[Any]]], *, raise_on_error: bool = True
-    ) -> list[Any]:
+    def _evaluated(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run one script once, in one round trip."""
+        try:
+            return self.client.evalsha(self._scripts[name].sha, len(keys), *keys, *args)
+        except redis.exceptions.NoScriptError:
+            return self._scripts[name](keys=keys, args=args)  # Redis has begun anew
+
+    def _pipelined(self, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
         """Run one script many times, (keys, args) each, in one round trip; redis-py would first ask if Redis has it."""
         for is_known in (False, True):
             pipe = self.client.pipeline(transaction=False)
@@ -160,7 +171,7 @@ class Store:
             # Redis has begun anew, so it has run none of them.
             self.client.script_load(self._scripts[name].script)
         for answer in answers:
-            if raise_on_error and isinstance(answer, Exception):
+            if isinstance(answer, Exception):
                 raise answer
         return answers
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from chatproject.contract.errors import ContractError, Failure, FinishReason
 from chatproject.contract.messages import Usage
@@ -42,8 +42,7 @@ class TokenLogprob:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class Frame(NamedTuple):
     """One numbered piece of a generation, as it travels from the worker to every reader.
 
     ``started`` is seq 1, once. ``delta`` carries text that begins after ``at`` characters of the answer. ``end`` is the
@@ -210,15 +209,15 @@ def frames_of_message(message: Mapping[str, Any]) -> list[Frame]:
     try:
         return [
             Frame(
-                generation_id=id_,
-                run=run,
-                seq=seq,
-                kind=kind,
-                at=at,
-                text=text,
+                id_,
+                run,
+                seq,
+                kind,
+                at,
+                text,
                 end=End.from_entry(end) if end is not None else None,
                 # What a newer side adds behind the logprobs is left out.
-                logprobs=tuple(TokenLogprob.from_wire(item) for logprobs in more[:1] for item in logprobs),
+                logprobs=tuple(TokenLogprob.from_wire(item) for item in more[0]) if more else (),
             )
             for id_, run, seq, kind, at, text, end, *more in message["frames"]
         ]

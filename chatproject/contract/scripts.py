@@ -166,27 +166,37 @@ return {'ok', last}
 """,
 )  # fmt: skip
 
-# -> ok | gone | newer | ended | short:<last id>. Expected '': the log must not exist; it is written again.
+# Many logs in one call: a call for each costs the worker more than what it says. One that takes nothing stops no other.
+# -> {ok | gone | newer | ended | short:<last id> | failed:<why>}. Expected '': the log must not exist; it is made anew.
 APPEND: Final = _script(
-    "append", "gen", "expected log_ms run number:(id number:(field value)*)*",
+    "append", "gen ...", "log_ms (expected run width (id number (field value)*)*)*",
     """
-local last, last_run, _, kind = tail(KEYS[1])
-if last_run > tonumber(ARGV[3]) then return 'newer' end
--- An end of this very run that the caller does not know of is its own: it was written, and the answer got lost.
-local is_own = kind == 'end' and last_run == tonumber(ARGV[3]) and last ~= ARGV[1]
-if is_ended(kind) and not is_own then return 'ended' end
-if last ~= ARGV[1] then
-  if last == '' then return 'gone' end
-  return 'short:' .. last
+local function write(key, expected, run, at, stop)
+  local last, last_run, _, kind = tail(key)
+  if last_run > run then return 'newer' end
+  -- An end of this very run that the caller does not know of is its own: it was written, and the answer got lost.
+  local is_own = kind == 'end' and last_run == run and last ~= expected
+  if is_ended(kind) and not is_own then return 'ended' end
+  if last ~= expected then
+    if last == '' then return 'gone' end
+    return 'short:' .. last
+  end
+  while at < stop do
+    local size = tonumber(ARGV[at + 1]) * 2
+    redis.call('XADD', key, ARGV[at], unpack(ARGV, at + 2, at + 1 + size))
+    at = at + 2 + size
+  end
+  if expected == '' then redis.call('PEXPIRE', key, ARGV[1]) end
+  return 'ok'
 end
-local at = 5
-for _ = 1, tonumber(ARGV[4]) do
-  local size = tonumber(ARGV[at + 1]) * 2
-  redis.call('XADD', KEYS[1], ARGV[at], unpack(ARGV, at + 2, at + 1 + size))
-  at = at + 2 + size
+local answers, at = {}, 2
+for index, key in ipairs(KEYS) do
+  local stop = at + 3 + tonumber(ARGV[at + 2])
+  local is_done, answer = pcall(write, key, ARGV[at], tonumber(ARGV[at + 1]), at + 3, stop)
+  if not is_done then answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
+  answers[index], at = answer, stop
 end
-if ARGV[1] == '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 'ok'
+return answers
 """,
 )  # fmt: skip
 

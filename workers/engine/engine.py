@@ -217,13 +217,13 @@ class Engine:
         start, end = seq.num_computed, seq.num_computed + num_tokens
         is_last = end == len(seq.tokens)
         return Row(
-            sequence_id=seq.sequence_id,
-            tokens=(seq.tokens[start],) if num_tokens == 1 else tuple(seq.tokens[start:end]),
-            start=start,
-            block_table=seq.table,
-            sampling=seq.sampling if is_last else None,
-            history=seq.tokens if is_last and seq.is_penalised else None,
-            num_prompt=seq.num_prompt,
+            seq.sequence_id,
+            (seq.tokens[start],) if num_tokens == 1 else tuple(seq.tokens[start:end]),
+            start,
+            seq.table,
+            seq.sampling if is_last else None,
+            seq.tokens if is_last and seq.is_penalised else None,
+            seq.num_prompt,
         )
 
     def _compute(self, rows: list[Row]) -> Sequence[RowResult]:
@@ -263,7 +263,7 @@ class Engine:
         for (seq, num_tokens), result in zip(parts, results, strict=True):
             answer = answers[seq.sequence_id]
             answer.engine_s += num_tokens * per_token_s
-            failure, token = result.failure, result.token
+            token, failure, logprob = result
             if failure is None:
                 advance(seq, num_tokens)
                 if seq.num_computed < len(seq.tokens):
@@ -284,7 +284,7 @@ class Engine:
                 continue
             seq.tokens.append(token)
             num_tokens_taken += 1
-            self._say(answer, token, result.logprob, now_s)
+            self._say(answer, token, logprob, now_s)
         self._completion_tokens += num_tokens_taken
         if num_decodes:
             self._decode_steps += 1
@@ -305,8 +305,7 @@ class Engine:
         elif len(seq.tokens) >= answer.end:
             self._finish(answer, "length", tokens=(token,), text=piece.text, logprobs=told, now_s=now_s)
         else:
-            output = StepOutput(sequence_id=seq.sequence_id, tokens=(token,), text=piece.text, logprobs=told)
-            self._outputs.append(output)
+            self._outputs.append(StepOutput(seq.sequence_id, (token,), piece.text, None, told))
 
     def _finish(
         self,

@@ -48,7 +48,7 @@ class Detokenizer:
     def push(self, token: int) -> Piece:
         """Take the next token and return the text that is now certain."""
         text = self._stops.push(self._decoder.push(token))
-        return Piece(text=text, is_stopped=self._stops.is_stopped)
+        return Piece(text, self._stops.is_stopped)
 
     def flush(self) -> str:
         """Return the rest at the end of the answer (an incomplete character becomes U+FFFD)."""

@@ -71,15 +71,15 @@ def _fence_by_the_attempt(module: ModuleType) -> None:
     )  # fmt: skip
     _rewrite(
         module, "append",
-        ("if last ~= ARGV[1] then\n  if last == '' then return 'gone' end\n  return 'short:' .. last\nend\n",
-         "if last == '' and ARGV[1] ~= '' then return 'gone' end\n"),
-        ("  redis.call('XADD', KEYS[1], ARGV[at], unpack(ARGV, at + 2, at + 1 + size))\n",
-         "  local fields = {unpack(ARGV, at + 2, at + 1 + size)}\n"
-         "  local done = redis.pcall('XADD', KEYS[1], ARGV[at], unpack(fields))\n"
-         "  if type(done) == 'table' and done.err and field(fields, 'k') ~= 'start' then\n"
-         "    local _, run, seq = tail(KEYS[1])\n"
-         "    redis.call('XADD', KEYS[1], as_id(run, seq + 1), unpack(fields))\n"
-         "  end\n"),
+        ("  if last ~= expected then\n    if last == '' then return 'gone' end\n    return 'short:' .. last\n  end\n",
+         "  if last == '' and expected ~= '' then return 'gone' end\n"),
+        ("    redis.call('XADD', key, ARGV[at], unpack(ARGV, at + 2, at + 1 + size))\n",
+         "    local fields = {unpack(ARGV, at + 2, at + 1 + size)}\n"
+         "    local done = redis.pcall('XADD', key, ARGV[at], unpack(fields))\n"
+         "    if type(done) == 'table' and done.err and field(fields, 'k') ~= 'start' then\n"
+         "      local _, last_run, seq = tail(key)\n"
+         "      redis.call('XADD', key, as_id(last_run, seq + 1), unpack(fields))\n"
+         "    end\n"),
     )  # fmt: skip
 
 

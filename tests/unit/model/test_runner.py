@@ -194,7 +194,7 @@ def test_bad_rows_fail_alone(llama: Path) -> None:
         row("endless penalty", [3], [1], params=SamplingParams(presence_penalty=float("inf"))),
         row("unknown bias", [3], [1], params=SamplingParams(logit_bias=((tiny.VOCABULARY, 1.0),))),
         row("bias twice", [3], [1], params=SamplingParams(logit_bias=((5, 1.0), (5, 1.0)))),
-        dataclasses.replace(row("short history", [3], [1], params=SamplingParams(presence_penalty=1)), history=[]),
+        row("short history", [3], [1], params=SamplingParams(presence_penalty=1))._replace(history=[]),
     ]
     for item in bad:
         results = runner.step([item, good])

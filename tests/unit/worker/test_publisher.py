@@ -219,6 +219,7 @@ def test_a_newer_run_makes_us_drop_it(bench: Bench) -> None:
 
 def test_a_stop_reaches_the_engine_at_the_next_renewal(bench: Bench) -> None:
     active = bench.begin()
+    eventually(lambda: bool(bench.publisher.leases()))
     bench.server.set(names.cancel_key(active.id), "1")
     bench.renew()
     eventually(lambda: bench.outside.cancelled == [active.id])
@@ -241,7 +242,7 @@ def test_an_end_that_was_written_although_the_answer_got_lost_is_still_kept(
     """Taken for another's end, it was forgotten: a Redis that then lost its data lost the answer. Found by chaos."""
     append, answers_lost = Store.append, threading.Event()
 
-    def append_and_hear_nothing(self: Store, writes: Sequence[Any]) -> list[str | Exception]:
+    def append_and_hear_nothing(self: Store, writes: Sequence[Any]) -> list[str]:
         answers = append(self, writes)
         if (
             any(fields.get("k") == "end" for *_, entries in writes for _, fields in entries)

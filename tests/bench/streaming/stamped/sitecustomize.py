@@ -6,7 +6,6 @@ So a reader on the same machine knows how long each token was on its way. All si
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +36,7 @@ def _tell_wait(text_stream: type[Any]) -> None:
         piece = push(self, token)
         if self.begun_ns:
             now = time.monotonic_ns()
-            piece = replace(piece, text=f"{now}+{(now - self.begun_ns) // 1000} ")
+            piece = piece._replace(text=f"{now}+{(now - self.begun_ns) // 1000} ")
             self.begun_ns = 0
         return piece
 
