@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -131,6 +133,24 @@ def test_ctrl_c_leaves_nothing_and_a_second_start_finds_the_users(tmp_path: Path
         eventually(lambda: not any(map(is_running, before)))
     finally:
         second.process.wait(20)
+
+
+def test_whoever_is_made_is_shown_even_when_the_start_is_broken_off(tmp_path: Path) -> None:
+    root = copy_checkout(tmp_path)
+    service = start(root, CHAT_ENGINE="fake", CHAT_DEMO_PASSWORD="")
+    eventually(lambda: _num_users(root) == 2, 60)
+    service.stop()
+    assert "stopping before everything was ready" in service.output
+    assert "shown this once" in service.output
+
+
+def _num_users(root: Path) -> int:
+    try:
+        with contextlib.closing(sqlite3.connect(root / "var" / "chatproject.sqlite3")) as database:
+            found: int = database.execute("SELECT count(*) FROM accounts_user").fetchone()[0]
+            return found
+    except sqlite3.OperationalError:  # not migrated so far
+        return 0
 
 
 def test_a_port_in_use_is_one_clear_sentence(tmp_path: Path) -> None:

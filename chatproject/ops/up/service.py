@@ -38,10 +38,15 @@ def run(config: Config, *, say: Callable[[str], None]) -> None:
             say("preparing the database")
             call_command("migrate", interactive=False, verbosity=0)
             catalogue.ensure_model(make_default=True)
-            supervisor.start(processes.specs(config, redis_url=redis.url))
-            # Last, so that passwords that are shown once are shown when there is somewhere to use them.
+            # Before anybody is told that it is ready: who signs in then must be known.
             passwords = users.ensure(config.demo_password)
             connections.close_all()
+            try:
+                supervisor.start(processes.specs(config, redis_url=redis.url))
+            except BaseException:
+                if passwords:
+                    say(table.shown_once(passwords))  # the next start will not know them
+                raise
 
             def keep_state() -> None:
                 state_file.write(state_path, _state(config, redis.url, supervisor))

@@ -37,14 +37,19 @@ def render(config: Config, redis: RedisChoice, *, passwords: Mapping[str, str], 
     ]
     lines = ["", *(f"  {name:9} {value}" for name, value in rows)]
     if passwords:
-        lines += ["", "  Users made just now; their passwords are shown this once:"]
-        lines += [f"    {name:7} {password}" for name, password in passwords.items()]
+        lines += ["", shown_once(passwords)]
     if missing:
         lines += [
             "",
             f"  Not ready: {', '.join(missing)}. Messages wait until it is; var/log/{missing[0]}.log says why.",
         ]
     return "\n".join([*lines, "", "  Logs are in var/log. Ctrl-C stops everything.", ""])
+
+
+def shown_once(passwords: Mapping[str, str]) -> str:
+    """Return the part of the table with the passwords of new users."""
+    lines = ["  Users made just now; their passwords are shown this once:"]
+    return "\n".join([*lines, *(f"    {name:7} {password}" for name, password in passwords.items())])
 
 
 def _database(config: Config) -> str:
