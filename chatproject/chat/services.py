@@ -53,13 +53,11 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
     body = _sha256(frame)
     try:
         return _send(user, frame, body, generation_id, watcher)
-    except _CameBefore:
-        return _earlier_or_lost(user, frame.id, body)
-    except Refused:
+    except Refused as refused:
         # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
         earlier = _earlier(user, frame.id, body)
         if earlier is None:
-            raise
+            raise admission.counted(refused) from refused.__cause__
         return earlier
 
 
@@ -71,9 +69,7 @@ def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str |
         if frame.replaces is not None:
             kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
         turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
-        accepted = _accept(user, frame, body, conversation, turns, generation_id, watcher)
-        if not accepted.is_new:
-            raise _CameBefore
+        generation = admission.accept_new(_draft(user, frame, body, conversation, turns, generation_id, watcher))
         if not conversation.title or (conversation.is_title_automatic and not kept):
             conversation.title = title_of(frame.text)
         if frame.model:
@@ -82,7 +78,7 @@ def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str |
         _touch(conversation)
         position = 0 if is_first else _supersede(conversation, kept, messages)
         asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
-        answer = _answer(conversation, position + 1, accepted.generation)
+        answer = _answer(conversation, position + 1, generation)
         statements.insert(asked, answer)
         return _result(conversation, asked, answer, is_new=True)
 
@@ -104,7 +100,7 @@ def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: st
         if asked is None:
             raise Refused(Refusal.NOT_FOUND)
         turns = selectors.history(conversation.system_prompt, kept)
-        accepted = _accept(user, frame, body, conversation, turns, generation_id, watcher)
+        accepted = admission.accept(_draft(user, frame, body, conversation, turns, generation_id, watcher))
         if accepted.is_new:
             _touch(conversation)
             answer = _answer(conversation, _supersede(conversation, kept, messages), accepted.generation)
@@ -194,10 +190,6 @@ def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult
     return earlier
 
 
-class _CameBefore(Exception):
-    """This message was accepted before; what was begun for it is undone."""
-
-
 def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
     found = Conversation.objects.select_for_update().filter(user=user, id=conversation_id).first()
     if found is None:
@@ -218,16 +210,14 @@ def _before(messages: list[Message], is_replaced: Callable[[Message], bool]) -> 
     raise Refused(Refusal.NOT_FOUND)
 
 
-def _accept(
+def _draft(
     user: User, frame: Send | Regenerate, body: str, conversation: Conversation, turns: tuple[Turn, ...],
     generation_id: str, watcher: str | None,
-) -> admission.Accepted:  # fmt: skip
-    return admission.accept(
-        admission.Draft(
-            generation_id=generation_id, user=user, client_id=frame.id, thread=conversation.id,
-            model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
-            body_sha256=body, watcher=watcher,
-        )
+) -> admission.Draft:  # fmt: skip
+    return admission.Draft(
+        generation_id=generation_id, user=user, client_id=frame.id, thread=conversation.id,
+        model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
+        body_sha256=body, watcher=watcher,
     )  # fmt: skip
 
 

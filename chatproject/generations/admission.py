@@ -69,19 +69,34 @@ def accept(draft: Draft) -> Accepted:
     """
     try:
         with transaction.atomic():
-            return _accept_new(draft)
-    except IntegrityError as error:
-        # The same message came before, or the conversation is answering another one.
-        refused, cause = Refused(Refusal.CONVERSATION_BUSY), error
+            return Accepted(generation=accept_new(draft), is_new=True)
     except Refused as error:
-        refused, cause = error, None
+        refused = error
     try:
         earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
     except Refused as reused:
-        raise _refused(reused) from None
+        raise counted(reused) from None
     if earlier is not None:
         return Accepted(generation=earlier, is_new=False)
-    raise _refused(refused) from cause
+    raise counted(refused)
+
+
+def accept_new(draft: Draft) -> Generation:
+    """As `accept`, of a message that has probably not come before, in a transaction of the caller's.
+
+    Raises Refused: the caller undoes that transaction, asks `find_earlier`, and if there is none raises it `counted`.
+    """
+    try:
+        return _accept_new(draft)
+    except IntegrityError as error:
+        # The same message came before, or the conversation is answering another one.
+        raise Refused(Refusal.CONVERSATION_BUSY) from error
+
+
+def counted(refused: Refused) -> Refused:
+    """Count a message that is refused, and return what was raised."""
+    metrics.refused(code=refused.code)
+    return refused
 
 
 def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation | None:
@@ -92,7 +107,7 @@ def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation 
     return earlier
 
 
-def _accept_new(draft: Draft) -> Accepted:
+def _accept_new(draft: Draft) -> Generation:
     _check_form(draft)
     now = timezone.now()
     model = selectors.model_for(draft.user, draft.model)
@@ -119,7 +134,7 @@ def _accept_new(draft: Draft) -> Accepted:
     )  # fmt: skip
     statements.insert(generation)
     transaction.on_commit(lambda: _announce(request, str(draft.user.pk), draft.thread))
-    return Accepted(generation=generation, is_new=True)
+    return generation
 
 
 def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
@@ -213,11 +228,6 @@ def _request(
 
 def _expiry(now: datetime) -> datetime:
     return now + timedelta(seconds=settings.QUEUE_MAX_WAIT_S)
-
-
-def _refused(refused: Refused) -> Refused:
-    metrics.refused(code=refused.code)
-    return refused
 
 
 def as_json(params: Params) -> str:

@@ -121,8 +121,10 @@ class User:
     async def _read(self, socket: Socket, view: View, *, is_first: bool, must_resume: bool = True) -> None:
         generation = self._chat.generation
         view.has_resumed = must_resume
+        awaits_state = asks_again = False
         if must_resume:  # A message that was just sent, perhaps once more, is told from its beginning unasked.
             await socket.put(type="resume", generation=generation, after=view.seq)
+            awaits_state = True
         while view.end is None:
             try:
                 frame = await socket.get()
@@ -141,15 +143,22 @@ class User:
                     view.on_bad_cursor()
                 await asyncio.sleep(0.2)
                 await socket.put(type="resume", generation=generation, after=view.seq)
+                awaits_state = asks_again = True
                 continue
             if frame.get("generation") != generation:
                 self._chat.problems.append(f"foreign: a frame of {frame.get('generation')}")
                 continue
             at = self._note(kind, seq=frame.get("seq"), tab=0 if is_first else 1, text=frame.get("text"))
             if kind == "state":
+                awaits_state = False
                 view.on_state(frame)
                 if frame["status"] in ("done", "failed", "cancelled", "expired") and frame["seq"] < view.seq:
                     raise EOFError("nothing follows")
+                continue
+            if awaits_state:
+                # On their way before it asked again, and told once more behind the state: the page ignores them, too.
+                if not asks_again:
+                    self._chat.problems.append(f"reordered: {kind} before the state")
                 continue
             try:
                 view.on_frame(frame, at)
