@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import redis
 
@@ -23,6 +23,8 @@ from workers.errors import Expired
 Entry = tuple[str, dict[str, str]]  # id, fields
 _EXPIRED = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED])
 AWAY = (redis.RedisError, OSError)
+# Of one call. After a loss whole logs are written again: Redis takes a million at once, and serves nobody meanwhile.
+MOST_ARGS: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +124,17 @@ class Store:
         return [Renewal(verdict=verdict, last_id=last) for verdict, last in self._pipelined("renew", calls)]
 
     def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str]:
-        """Append to many logs in one call: (generation id, run, expected last id, entries) each.
+        """Append to many logs in few calls: (generation id, run, expected last id, entries) each.
 
         An answer is ok, gone, newer, ended, ``short:<last id>`` or ``failed:<why>``, which stops no other.
         """
+        answers: list[str] = []
         keys: list[str] = []
         args: list[Any] = [names.LOG_MS]
         for generation_id, run, expected, entries in writes:
+            if len(args) > MOST_ARGS:
+                answers += self._evaluated("append", keys, args)
+                keys, args = [], [names.LOG_MS]
             keys.append(names.log_key(generation_id))
             args += (expected, run, 0)
             begin = len(args)
@@ -137,7 +143,8 @@ class Store:
                 for pair in fields.items():
                     args += pair
             args[begin - 1] = len(args) - begin
-        answers: list[str] = self._evaluated("append", keys, args)
+        if keys:
+            answers += self._evaluated("append", keys, args)
         return answers
 
     def hand_back(self, claim: Claim) -> str:
