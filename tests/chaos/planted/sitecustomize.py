@@ -74,7 +74,7 @@ def _settle_outside(module: ModuleType) -> None:
     settle = module.quotas.settle
 
     def later(**fields: Any) -> bool:
-        threading.Timer(1.0, settle, kwargs=fields).start()
+        threading.Timer(3.0, settle, kwargs=fields).start()
         return True
 
     from types import SimpleNamespace
@@ -111,12 +111,12 @@ def _no_idempotency(module: ModuleType) -> None:
     import uuid
     from dataclasses import replace
 
-    accept = module.accept
+    accept_new = module.accept_new  # what both ways in come through
 
     def accept_anew(draft: Any) -> Any:
-        return accept(replace(draft, client_id=str(uuid.uuid4()), thread=uuid.uuid4()))
+        return accept_new(replace(draft, client_id=str(uuid.uuid4()), thread=uuid.uuid4()))
 
-    module.accept = accept_anew
+    module.accept_new = accept_anew
 
 
 # Defect: what it spoils, the faults that bring it to light, and the invariants of which one must break.
