@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from chatproject.contract.errors import ContractError, Failure, FinishReason
@@ -160,6 +160,8 @@ def fold(generation_id: str, entries: Iterable[tuple[str, Mapping[str, str]]]) -
         ids = tuple(map(int, fields["n"].split(","))) if fields.get("n") else ()
         if kind == "end":
             end, end_seq = End.from_entry(fields), seq
+            if not end.sha256:  # written by others than a worker, who did not look at the text
+                end = replace(end, sha256=answer_sha256("".join(text)))
         frame = Frame(
             generation_id=generation_id, run=entry_run, seq=seq, kind=kind,  # type: ignore[arg-type]
             at=int(fields.get("at") or 0), text=fields.get("t", ""), tokens=ids, end=end,

@@ -48,6 +48,15 @@ def test_the_end_and_that_it_is_stored_are_read_from_the_log() -> None:
     assert (log.end, log.end_seq, log.is_stored) == (END, 2, True)
 
 
+def test_an_end_by_others_than_a_worker_gets_the_checksum_of_the_text_before_it() -> None:
+    """A tab that read it from the log was told another one than who heard it from `records`. Found by cancel_race."""
+    end = Frame(generation_id=ID, run=5, seq=3, kind="end", end=dataclasses.replace(END, sha256=""))
+    log = fold(ID, entries_of(frame(1, "started"), frame(2, text="Mars"), end))
+    assert log.end is not None
+    assert log.end.sha256 == frames.answer_sha256("Mars")
+    assert log.frames[-1].end == log.end
+
+
 @pytest.mark.parametrize(
     "rows",
     [
