@@ -27,7 +27,6 @@ from chatproject.chat.protocol import Inbound, Regenerate, Resume, Send, Stop
 from chatproject.chat.transport import Transport
 from chatproject.contract.frames import Frame
 from chatproject.contract.names import SUBPROTOCOL
-from chatproject.generations import selectors as generation_selectors
 from chatproject.generations import services as generation_services
 from chatproject.generations.streaming.hub import get_hub
 from chatproject.generations.streaming.outbox import Outbox
@@ -196,14 +195,13 @@ class ChatConsumer(AsyncConsumer):
     async def _resume(self, frame: Resume) -> None:
         if self._outbox.is_full:
             raise Refused(Refusal.RATE_LIMITED, "Read what was sent first, then resume.", retry_after_s=1)
-        await in_thread(generation_selectors.owned)(user_id=self.identity.user_id, generation_id=frame.generation)
         self._hub.detach(frame.generation, self)
         await self._attach(frame.generation, after=frame.after)
 
     async def _attach(self, generation_id: str, *, after: int) -> None:
         self._attached.add(generation_id)
         try:
-            await self._hub.attach(generation_id, self, after=after)
+            await self._hub.attach(generation_id, self, after=after, owner_id=self.identity.user_id)
         except BaseException:
             self._attached.discard(generation_id)
             raise
@@ -212,7 +210,7 @@ class ChatConsumer(AsyncConsumer):
 
     async def _is_welcome(self, scope: dict[str, Any]) -> bool:
         try:
-            self.identity = await in_thread(identity.identify)(scope)
+            self.identity = await get_presence().identify(scope)
         except Unwelcome as unwelcome:
             self.close(unwelcome.code)
             return False

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from django.conf import settings
 from django.contrib.auth import HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.models import Session
-from django.core.exceptions import ValidationError
 from django.http import parse_cookie
 from django.http.request import split_domain_port, validate_host
 from django.utils import timezone
@@ -50,15 +48,44 @@ class Unwelcome(Exception):
         super().__init__(f"{code}: {reason}")
 
 
-def identify(scope: Mapping[str, Any]) -> Identity:
-    """Return who knocks. Raises Unwelcome. Blocks: uses the database, except for a ticket."""
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What only the database can tell to be good: the text of an API key, or the key of a session."""
+
+    kind: Literal["key", "session"]
+    secret: str = field(repr=False)
+
+
+def present(scope: Mapping[str, Any]) -> Identity | Credential:
+    """Return what whoever knocks shows; a ticket is read already. Raises Unwelcome. Asks no database."""
     headers = {name.lower(): value.decode("latin1") for name, value in scope["headers"]}
     if b"authorization" in headers:
-        return _by_key(headers[b"authorization"])
+        scheme, _, plaintext = headers[b"authorization"].partition(" ")
+        if scheme.lower() != "bearer":
+            raise _bad_key()
+        return Credential("key", plaintext.strip())
     given = parse_qs(scope.get("query_string", b"").decode("latin1")).get("ticket")
     if given:
         return _by_ticket(given[0])
-    return _by_session(headers)
+    session_key = parse_cookie(headers.get(b"cookie", "")).get(settings.SESSION_COOKIE_NAME)
+    if not session_key:
+        raise Unwelcome(NOT_SIGNED_IN, "Sign in first.")
+    if not is_origin_ours(headers.get(b"origin", ""), headers.get(b"host", "")):
+        raise Unwelcome(MAY_NOT_CHAT, "This origin is not served here. Add it to TRUSTED_ORIGINS.")
+    return Credential("session", session_key)
+
+
+def identify_all(credentials: Collection[Credential]) -> dict[Credential, Identity | Unwelcome]:
+    """Return who shows each, or why nobody is let in with it. Three queries at most, for any number of them."""
+    keys_shown = [credential.secret for credential in credentials if credential.kind == "key"]
+    valid = keys.identify_all(keys_shown) if keys_shown else {}
+    sessions = _sessions([credential.secret for credential in credentials if credential.kind == "session"])
+    return {
+        credential: _of_key(valid.get(credential.secret))
+        if credential.kind == "key"
+        else _of_session(credential.secret, *sessions.get(credential.secret, (None, None)))
+        for credential in credentials
+    }
 
 
 def lost(identities: Collection[Identity]) -> dict[Identity, int]:
@@ -115,13 +142,15 @@ def is_origin_ours(origin: str, host: str) -> bool:
     )
 
 
-def _by_key(authorization: str) -> Identity:
-    scheme, _, plaintext = authorization.partition(" ")
-    key = keys.identify(plaintext.strip()) if scheme.lower() == "bearer" else None
+def _bad_key() -> Unwelcome:
+    return Unwelcome(NOT_SIGNED_IN, "The API key is not valid. Make one in the settings.")
+
+
+def _of_key(key: ApiKey | None) -> Identity | Unwelcome:
     if key is None:
-        raise Unwelcome(NOT_SIGNED_IN, "The API key is not valid. Make one in the settings.")
+        return _bad_key()
     if not keys.allows(key, "chat"):
-        raise Unwelcome(MAY_NOT_CHAT, "This API key lacks the scope chat.")
+        return Unwelcome(MAY_NOT_CHAT, "This API key lacks the scope chat.")
     return Identity(user_id=str(key.user_id), key_id=key.pk)
 
 
@@ -132,22 +161,32 @@ def _by_ticket(text: str) -> Identity:
     return Identity(user_id=ticket.user_id, stamp=ticket.stamp)
 
 
-def _by_session(headers: Mapping[bytes, str]) -> Identity:
-    session_key = parse_cookie(headers.get(b"cookie", "")).get(settings.SESSION_COOKIE_NAME)
-    if not session_key:
-        raise Unwelcome(NOT_SIGNED_IN, "Sign in first.")
-    if not is_origin_ours(headers.get(b"origin", ""), headers.get(b"host", "")):
-        raise Unwelcome(MAY_NOT_CHAT, "This origin is not served here. Add it to TRUSTED_ORIGINS.")
-    session = import_module(settings.SESSION_ENGINE).SessionStore(session_key)
+def _sessions(session_keys: Collection[str]) -> dict[str, tuple[User | None, str | None]]:
+    """Return of each session that has not ended its user, and the hash it was begun with."""
+    if not session_keys:
+        return {}
+    open_ = {
+        session.session_key: session.get_decoded()
+        for session in Session.objects.filter(session_key__in=session_keys, expire_date__gt=timezone.now())
+    }
+    user_ids = {key: _uuid(session.get(SESSION_KEY)) for key, session in open_.items()}
+    users: dict[uuid.UUID | None, User] = {}
+    users.update(User.objects.in_bulk([user_id for user_id in set(user_ids.values()) if user_id]))
+    return {key: (users.get(user_ids[key]), session.get(HASH_SESSION_KEY)) for key, session in open_.items()}
+
+
+def _uuid(text: Any) -> uuid.UUID | None:
     try:
-        user = User.objects.filter(pk=session.get(SESSION_KEY)).first()
-    except (ValidationError, ValueError):
-        user = None
-    held = session.get(HASH_SESSION_KEY)
+        return uuid.UUID(str(text))
+    except ValueError:  # one session that is not ours to read must not keep out all the others
+        return None
+
+
+def _of_session(session_key: str, user: User | None, held: str | None) -> Identity | Unwelcome:
     if user is None or not held or not any(constant_time_compare(held, each) for each in _session_hashes(user)):
-        raise Unwelcome(NOT_SIGNED_IN, "The session has ended. Sign in again.")
+        return Unwelcome(NOT_SIGNED_IN, "The session has ended. Sign in again.")
     if not user.is_active:
-        raise Unwelcome(MAY_NOT_CHAT, "This account is not active. Ask an administrator.")
+        return Unwelcome(MAY_NOT_CHAT, "This account is not active. Ask an administrator.")
     return Identity(user_id=str(user.pk), session_key=session_key, stamp=tickets.stamp_of(user.password))
 
 

@@ -1,4 +1,4 @@
-"""The open chat sockets of this process: how many each user has, whether they are still welcome, and how they end.
+"""The open chat sockets of this process: whose they are, whether they are still welcome, and how they end.
 
 One look every two seconds asks for all users at once, so ten thousand idle sockets cost three queries. Belongs to the
 event loop; knows sockets only as something with an identity that can be closed.
@@ -13,15 +13,16 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Final, Protocol
 
 from channels.db import database_sync_to_async
 
+from chatproject.batched import Batched
 from chatproject.chat import identity as identities
-from chatproject.chat.identity import Identity
+from chatproject.chat.identity import Identity, Unwelcome
 
 log = logging.getLogger(__name__)
 LOOK_S: Final = 2.0
@@ -53,10 +54,22 @@ class Presence:
 
     def __init__(self, lost: Callable[[Collection[Identity]], dict[Identity, int]] = identities.lost) -> None:
         self._lost = in_thread(lost)
+        # When another web process dies, all of its sockets come here in one moment.
+        self._credentials = Batched(in_thread(identities.identify_all))
         self._sockets: set[OpenSocket] = set()
         self._per_user: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
         self._is_draining = False
+
+    async def identify(self, scope: Mapping[str, Any]) -> Identity:
+        """Return who knocks. Raises Unwelcome, and django.db.Error when the database does not answer."""
+        shown = identities.present(scope)
+        if isinstance(shown, Identity):
+            return shown
+        found = await self._credentials.get(shown)
+        if not isinstance(found, Identity):
+            raise found or Unwelcome(identities.NOT_SIGNED_IN, "Sign in again.")
+        return found
 
     def join(self, socket: OpenSocket) -> bool:
         """Count a socket in; False when its user has as many as one may have, or the process is about to end."""

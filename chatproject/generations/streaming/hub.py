@@ -21,6 +21,7 @@ from channels.layers import get_channel_layer
 from django import db
 
 from chatproject import redis_client
+from chatproject.batched import Batched
 from chatproject.contract import frames as wire
 from chatproject.contract import names
 from chatproject.contract.errors import ContractError, FinishReason, Refusal
@@ -40,6 +41,8 @@ TICK_S: Final = 0.25
 SILENCE_S: Final = 1.0
 WATCH_RENEW_S: Final = 20.0
 DATABASE_LOOK_S: Final = 3.0
+LOGS_AT_ONCE: Final = 16
+WATCHES_AT_ONCE: Final = 64
 
 
 class NoticeListener(Protocol):
@@ -83,6 +86,9 @@ class Hub:
         self.channel = ""
         self._streams: dict[str, Stream] = {}
         self._rows = Rows()
+        # A few at once: an answer of hundreds of logs would hold up the frames of everybody.
+        self._logs: Batched[str, Any] = Batched(self._read_logs, at_once=LOGS_AT_ONCE)
+        self._watches: Batched[str, None] = Batched(self._watch, at_once=WATCHES_AT_ONCE)
         self._users: dict[str, set[NoticeListener]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._redis = redis_client.make_async_client()
@@ -101,11 +107,14 @@ class Hub:
             self._spawn(self._listen())
             self._spawn(self._tick())
 
-    async def attach(self, generation_id: str, reader: Reader, *, after: int | None) -> None:
+    async def attach(
+        self, generation_id: str, reader: Reader, *, after: int | None, owner_id: str | None = None
+    ) -> None:
         """Give ``reader`` the frames of a generation.
 
         ``after=None``: just being sent by this reader, so nothing was missed; the request names this hub's channel.
-        ``after=n``: the reader hears its state first, then the frames past n. Raises Refused(bad_cursor, not_found).
+        ``after=n``: the reader hears its state first, then the frames past n. Raises Refused(bad_cursor, not_found);
+        a generation of another than ``owner_id`` is not found. Without one, the caller has seen that it may be read.
         """
         await self.start()
         stream = self._streams.get(generation_id)
@@ -117,7 +126,7 @@ class Hub:
         # Counted, or another reader that comes or goes meanwhile drops the stream, and this one never hears a word.
         stream.num_resuming += 1
         try:
-            await self._resume(stream, reader, after)
+            await self._resume(stream, reader, after, owner_id)
         finally:
             stream.num_resuming -= 1
             self._drop_if_unread(stream)
@@ -141,7 +150,7 @@ class Hub:
         self._users.setdefault(user_id, set()).add(listener)
         if is_first:
             with contextlib.suppress(*_AWAY):
-                await self._register([user_watch_key(user_id)])
+                await self._keep_watching([user_watch_key(user_id)])
 
     def leave_user(self, user_id: str, listener: NoticeListener) -> None:
         """Stop telling ``listener``."""
@@ -261,8 +270,13 @@ class Hub:
             self.detach(stream.id, reader)
 
     async def _log(self, generation_id: str) -> Log:
-        entries: Any = await self._redis.xrange(names.log_key(generation_id))
-        return wire.fold(generation_id, entries)
+        return wire.fold(generation_id, await self._logs.get(generation_id) or [])
+
+    async def _read_logs(self, ids: Sequence[str]) -> dict[str, Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for id_ in ids:
+            pipe.xrange(names.log_key(id_))
+        return dict(zip(ids, await pipe.execute(), strict=True))
 
     def _catch_up(self, stream: Stream, folded: Log, *, with_end: bool) -> None:
         for reader, cursor in list(stream.readers.items()):
@@ -274,9 +288,9 @@ class Hub:
                 fresh = cursor.catch_up(folded, with_end=with_end) or []
             self._give(stream, reader, cursor, fresh)
 
-    async def _resume(self, stream: Stream, reader: Reader, after: int) -> None:
+    async def _resume(self, stream: Stream, reader: Reader, after: int, owner_id: str | None) -> None:
         row = await self._rows.get(stream.id)
-        if row is None:
+        if row is None or (owner_id is not None and str(row.user_id) != owner_id):
             raise Refused(Refusal.NOT_FOUND)
         stream.was_accepted = True
         stream.thread = str(row.thread) if row.thread else None
@@ -318,13 +332,23 @@ class Hub:
     async def _watch_late(self, stream: Stream) -> None:
         """Register this process, then tell the worker: the log is read after that, so nothing falls between."""
         try:
-            await self._register([names.watch_key(stream.id)])
-            lease: Any = await self._redis.get(names.lease_key(stream.id))
-            if lease:
-                word = Control(kind="watch", generation_id=stream.id, channel=self.channel)
-                await self._redis.publish(names.control_channel(Lease.parse(lease).slot), word.to_json())
-        except (*_AWAY, ContractError) as error:
+            await self._watches.get(stream.id)
+        except _AWAY as error:
             log.warning("%s is read from its log: %r", stream.id, error)
+
+    async def _watch(self, ids: Sequence[str]) -> dict[str, None]:
+        pipe = self._redis.pipeline(transaction=True)
+        self._register(pipe, [names.watch_key(id_) for id_ in ids])
+        pipe.mget([names.lease_key(id_) for id_ in ids])
+        *_, leases = await pipe.execute()
+        pipe = self._redis.pipeline(transaction=False)
+        for id_, lease in zip(ids, leases, strict=True):
+            with contextlib.suppress(ContractError):  # of another version; its log is read
+                if lease:
+                    word = Control(kind="watch", generation_id=id_, channel=self.channel)
+                    pipe.publish(names.control_channel(Lease.parse(lease).slot), word.to_json())
+        await pipe.execute()
+        return {}
 
     # --- time
 
@@ -377,14 +401,18 @@ class Hub:
                     reader.on_queued(queued)
 
     async def _renew_watches(self) -> None:
-        await self._register([*map(names.watch_key, self._streams), *map(user_watch_key, self._users)])
+        await self._keep_watching([*map(names.watch_key, self._streams), *map(user_watch_key, self._users)])
 
-    async def _register(self, keys: Sequence[str]) -> None:
-        pipe = self._redis.pipeline(transaction=True)  # whoever is killed in the middle leaves no key for ever
+    async def _keep_watching(self, keys: Sequence[str]) -> None:
+        pipe = self._redis.pipeline(transaction=True)
+        self._register(pipe, keys)
+        await pipe.execute()
+
+    def _register(self, pipe: Any, keys: Sequence[str]) -> None:
+        # In a transaction: whoever is killed in the middle leaves no key for ever.
         for key in keys:
             pipe.zadd(key, {self.channel: _expiry_ms()})
             pipe.pexpire(key, names.WATCH_MS)
-        await pipe.execute()
 
     def _drop_if_unread(self, stream: Stream) -> None:
         if not stream.readers and not stream.num_resuming and self._streams.get(stream.id) is stream:

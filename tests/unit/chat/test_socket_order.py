@@ -33,7 +33,9 @@ class EagerHub:
     def __init__(self) -> None:
         self.readers: dict[str, Reader] = {}
 
-    async def attach(self, generation_id: str, reader: Reader, *, after: int | None) -> None:
+    async def attach(
+        self, generation_id: str, reader: Reader, *, after: int | None, owner_id: str | None = None
+    ) -> None:
         self.readers[generation_id] = reader
         if after is not None:
             reader.on_state(State(generation_id=generation_id, thread=None, status="running", seq=1))
@@ -66,7 +68,7 @@ async def connected(monkeypatch: pytest.MonkeyPatch, write: Write) -> AsyncItera
     monkeypatch.setattr(consumers, "get_presence", lambda: presence)
     monkeypatch.setattr(consumers, "in_thread", in_thread)
     monkeypatch.setattr(consumers, "_as_user", lambda user_id, send, *, generation_id, watcher: write(generation_id))
-    monkeypatch.setattr(identity, "identify", lambda scope: Identity(user_id="alice"))
+    monkeypatch.setattr(identity, "present", lambda scope: Identity(user_id="alice"))
     into: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     out: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
