@@ -63,7 +63,10 @@ VARIABLES: Final[dict[str, Variable]] = {
         purpose="password of demo and admin, set at every start; empty: random, shown once",
         is_secret=True,
     ),
-    "QUEUE_MAX_WAIT_S": Variable(default="600", purpose="seconds a message waits for a worker before it expires"),
+    "QUEUE_MAX_WAIT_S": Variable(
+        default="600",
+        purpose="seconds a message waits for a worker before it expires; one that has half of it before it is refused",
+    ),
     "QUEUE_MAX_WAITING": Variable(
         default="10000",
         purpose="messages that may wait for one model; more are refused, however many workers there are",

@@ -114,7 +114,7 @@ def _accept_new(draft: Draft) -> Generation:
     status = model_states.latest(model.slug)
     prompt_tokens, max_tokens = _fit(draft, model, status)
     limits = quotas.limits_of(draft.user)
-    backlog.check(model.slug, Lane(limits.lane))
+    backlog.check(model.slug, Lane(limits.lane), str(draft.user.pk))
     seconds_per_token = status.seconds_per_token if status is not None else 0.0
     # First, because it locks the user's day: the counts below cannot change until the commit.
     quotas.reserve(
@@ -138,7 +138,7 @@ def _accept_new(draft: Draft) -> Generation:
 
 
 def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
-    model_states.note_accepted(request.model, request.lane)
+    model_states.note_accepted(request.model, request.lane, request.user_id)
     metrics.accepted(lane=request.lane)
     # The user's other tabs hear of it when a worker has: told at once, it would take the first token's time.
     notice = functools.partial(

@@ -17,22 +17,25 @@ from chatproject.generations.model_states import Queue
 
 LONGEST_RETRY_S: Final = 120.0  # what clients are willing to wait by themselves
 NO_WORKER_RETRY_S: Final = 30.0
+# Of QUEUE_MAX_WAIT_S. What is accepted should not expire, and an estimate is none of what comes: a worker may die,
+# higher lanes and users who have had less come first.
+PROMISED: Final = 0.5
 
 
-def check(model: str, lane: Lane) -> None:
-    """Raise Refused(queue_full) when a new message of this lane could not be started within QUEUE_MAX_WAIT_S.
+def check(model: str, lane: Lane, user_id: str) -> None:
+    """Raise Refused(queue_full) when a new message of this user and lane would wait for more than `longest_wait_s`.
 
     Also when QUEUE_MAX_WAITING messages wait for the model: that holds before any worker was seen.
     """
     queue = model_states.queue(model)
     if queue is None:
         return
-    wait_s = queue.wait_s(lane)
-    if wait_s is not None and wait_s > settings.QUEUE_MAX_WAIT_S:
+    wait_s, longest_s = queue.wait_s(lane, user_id), longest_wait_s()
+    if wait_s is not None and wait_s > longest_s:
         raise Refused(
             Refusal.QUEUE_FULL,
-            f"So many messages wait that yours could not be started within {settings.QUEUE_MAX_WAIT_S} s. Try later.",
-            retry_after_s=_seconds(wait_s - settings.QUEUE_MAX_WAIT_S),
+            f"{_who_waits(queue, lane, user_id)} that this one could not be started within {longest_s:g} s. Try later.",
+            retry_after_s=_seconds(wait_s - longest_s),
         )
     ahead = queue.ahead_of(lane)
     if ahead >= settings.QUEUE_MAX_WAITING:
@@ -55,6 +58,16 @@ def check_user(model: str, count: Callable[[], int]) -> None:
             f"{unanswered} of your messages are not answered yet. Wait for answers, or stop some.",
             retry_after_s=_until_left(queue, unanswered + 1 - limit),
         )
+
+
+def longest_wait_s() -> float:
+    """Return the longest wait that is promised: a message expires after twice as long, when half the workers died."""
+    return settings.QUEUE_MAX_WAIT_S * PROMISED
+
+
+def _who_waits(queue: Queue, lane: Lane, user_id: str) -> str:
+    own = queue.lines[lane].get(user_id, 0)
+    return f"So many messages wait, {own} of them yours," if own else "So many messages wait"
 
 
 def _until_left(queue: Queue, count: int) -> float:

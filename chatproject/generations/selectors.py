@@ -71,6 +71,20 @@ def waiting(slug: str) -> dict[names.Lane, int]:
     return dict(zip(names.LANES, pipe.execute(), strict=True))
 
 
+def lines(slug: str, *, num_users: int) -> dict[names.Lane, dict[str, int]]:
+    """Return how many wait of each of the users whose turn is next, by lane. Raises redis.RedisError."""
+    pipe = redis_client.client().pipeline(transaction=False)
+    for lane in names.LANES:
+        pipe.zrange(names.turns_key(slug, lane), 0, num_users - 1)
+    users: dict[names.Lane, list[str]] = dict(zip(names.LANES, pipe.execute(), strict=True))
+    for lane in names.LANES:
+        for user in users[lane]:
+            pipe.zcard(names.line_key(slug, lane, user))
+    sizes = iter(pipe.execute())
+    # A line that was left between the two looks is empty.
+    return {lane: {user: size for user in users[lane] if (size := next(sizes))} for lane in names.LANES}
+
+
 def workers() -> list[WorkerStatus]:
     """Return the workers alive now, by slot. Raises redis.RedisError."""
     client = redis_client.client()
