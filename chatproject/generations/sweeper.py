@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from django import db
@@ -31,6 +32,8 @@ LOOKS_APART_S: Final = 2.0
 MAX_ATTEMPTS: Final = 3
 MAX_DEATHS: Final = 8
 BATCH: Final = 2000
+ROWS_AT_ONCE: Final = 500
+ENDS_EVERY: Final = 4  # looks: so often the logs of those that a worker serves are looked at; it asks for ends itself
 # With so many messages for records in line, asking once more only makes the line longer: each second one for every end
 # that waits, and the oldest of them would be stored last. Chaos saw a minute between an end and its commit.
 LONG_LINE: Final = 50
@@ -48,6 +51,7 @@ class Sweeper:
         self._clock = clock
         self._missing_since: dict[str, float] = {}
         self._num_asked = 0  # messages that wait for records
+        self._num_sweeps = 0
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -71,16 +75,28 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Look once at every accepted row. Raises one of dispatch.AWAY or a database error."""
-        rows = list(Generation.objects.filter(status=Status.ACCEPTED).only(*_LOOKED_AT).order_by("accepted_at")[:BATCH])
-        known = {str(row.id) for row in rows}
-        for id_ in [id_ for id_ in self._missing_since if id_ not in known]:
+        accepted = Generation.objects.filter(status=Status.ACCEPTED).order_by("accepted_at")
+        rows = list(accepted.values_list("id", "model", "cancel_requested_at")[:BATCH])
+        leased = _leased([str(id_) for id_, *_ in rows])
+        for id_ in [id_ for id_ in self._missing_since if leased.get(id_, True)]:
             del self._missing_since[id_]
+        looks_at_all = self._num_sweeps % ENDS_EVERY == 0
+        self._num_sweeps += 1
+        # Nearly all that run are served by someone who lives: of those one word of Redis is enough.
+        close = [id_ for id_, _, wish in rows if looks_at_all or wish or not leased[str(id_)]]
+        for start in range(0, len(close), ROWS_AT_ONCE):
+            self._look_closely(close[start : start + ROWS_AT_ONCE])
+        if rows:
+            _ring_for_waiting({model for _, model, _ in rows})
+
+    def _look_closely(self, ids: Sequence[uuid.UUID]) -> None:
+        rows = list(
+            Generation.objects.filter(status=Status.ACCEPTED, id__in=ids).only(*_LOOKED_AT).order_by("accepted_at")
+        )
         looks, lost, self._num_asked = _looks(rows)
         for row, (is_waiting, has_request, lease, last) in zip(rows, looks, strict=True):
             is_lost = str(row.id) in lost
             self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), is_lost=is_lost, last=last)
-        if rows:
-            _ring_for_waiting({row.model for row in rows})
 
     def _judge(self, row: Generation, *, is_waiting: bool, is_leased: bool, is_lost: bool, last: list[Any]) -> None:
         id_ = str(row.id)
@@ -126,6 +142,12 @@ class Sweeper:
         request = selectors.request_of(row)
         if scripts.enqueue(request) == "waiting":
             dispatch.ring(request.model, request.lane)
+
+
+def _leased(ids: Sequence[str]) -> dict[str, bool]:
+    """Return of each whether someone serves it now."""
+    leases: Any = redis_client.client().mget([names.lease_key(id_) for id_ in ids]) if ids else []
+    return {id_: bool(lease) for id_, lease in zip(ids, leases, strict=True)}
 
 
 def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | None, list[Any]]], set[str], int]:

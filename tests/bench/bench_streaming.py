@@ -176,8 +176,8 @@ def _stream_table(count: int, mine: _Streams, peer: _Streams) -> list[Row]:
             what=f"{what}, frame p99", against=f"the limit of {goal_ms} ms",
             ratio=f"{p99 / goal_ms:.2f}x", goal="<= 1x",
             note=f"p50 {_percentile(mine.frame_ms, 50):.0f} ms, p99 {p99:.0f} ms; from the oldest token of a frame p99 "
-            f"{_percentile(mine.token_ms, 99):.0f} ms; frames of a stream {statistics.mean(mine.gap_ms):.0f} ms apart, p99 "
-            f"{_percentile(mine.gap_ms, 99):.0f} ms; {mine.rate:.1f} tok/s each; all complete",
+            f"{_percentile(mine.token_ms, 99):.0f} ms; frames of a stream {statistics.mean(mine.gap_ms):.0f} ms "
+            f"apart, p99 {_percentile(mine.gap_ms, 99):.0f} ms; {mine.rate:.1f} tok/s each; all complete",
         ),
         Row(
             what=f"{what}, processor time per delivered token, all processes", against=f"the limit of {GOAL_US} us",

@@ -13,7 +13,7 @@ from chatproject.contract.frames import End, Frame
 from chatproject.contract.names import Lane
 from chatproject.generations import admission, records, scripts, selectors, services
 from chatproject.generations.models import Generation
-from chatproject.generations.sweeper import LONG_LINE, Sweeper
+from chatproject.generations.sweeper import ENDS_EVERY, LONG_LINE, Sweeper
 from chatproject.ops.up import lost_leases
 from workers.store import Claim, Store
 
@@ -87,6 +87,34 @@ def test_a_served_generation_is_left_alone(draft, sweeper, clock, server, store:
     look(sweeper, clock, times=5)
     assert waiting(server) == []
     assert Generation.objects.get().version == 0
+
+
+def test_of_hundreds_that_are_served_little_is_asked(draft, sweeper, clock, server, store: Store) -> None:
+    served = [admission.accept(draft()).generation for _ in range(20)]
+    for generation in served:
+        scripts.enqueue(selectors.request_of(generation))
+        begin(store, generation, "w")
+    waits = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(waits))
+    look(sweeper, clock, times=1)
+    before = server.info("stats")["total_commands_processed"]
+    look(sweeper, clock, times=ENDS_EVERY - 1)
+    num_looks = ENDS_EVERY - 1
+    assert server.info("stats")["total_commands_processed"] - before < num_looks * len(served)
+
+
+def test_an_end_that_its_worker_tells_nobody_is_stored_all_the_same(draft, sweeper, clock, server, store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    run = begin(store, generation, "w").lease.run
+    look(sweeper, clock, times=1)
+    end = Frame(generation_id="g", run=run, seq=2, kind="end", end=End(status="done"))
+    started = Frame(generation_id="g", run=run, seq=1, kind="started")
+    store.append([(str(generation.id), run, f"{run}-0", [(f"{run}-{x.seq}", x.entry()) for x in (started, end)])])
+    asked = sum(map(server.llen, broker.redis_lists(names.RECORDS_QUEUE)))
+    look(sweeper, clock, times=ENDS_EVERY)
+    assert server.exists(names.lease_key(str(generation.id)))
+    assert sum(map(server.llen, broker.redis_lists(names.RECORDS_QUEUE))) > asked
 
 
 def test_a_redis_error_makes_the_looks_start_over(draft, sweeper, clock, server, settings) -> None:

@@ -226,7 +226,7 @@ class History:
         patch.setattr(dispatch, "_threads", SimpleNamespace(submit=self._submit))
         patch.setattr(dispatch, "app", SimpleNamespace(send_task=self._send_task))
         patch.setattr(model_states, "latest", lambda slug: None)
-        patch.setattr(backlog, "check", lambda model, lane: None)
+        patch.setattr(backlog, "check", lambda *_: None)
         patch.setattr(backlog, "check_user", lambda model, count: None)
         patch.setattr(announcer, "get_announcer", lambda: SimpleNamespace(send_frames=self._announce, notice=_ignore))
 
