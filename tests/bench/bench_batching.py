@@ -6,9 +6,11 @@ The same weights, the same threads, the same 32 mixed requests, greedy.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, ContinuousBatchingManager, GenerationConfig
@@ -16,6 +18,7 @@ from transformers import ContinuousBatchingConfig, ContinuousBatchingManager, Ge
 from tests.bench.mixed import REQUESTS, STEP_TOKENS, Request, mixed_requests, ours
 from tests.bench.models import as_loaded, random_llama
 from tests.bench.table import Row, median_and_range
+from workers.engine.interfaces import BLOCK_TOKENS
 from workers.model.runner import TorchRunner
 
 ROUNDS = 5
@@ -38,27 +41,35 @@ def _continuous(model: torch.nn.Module, requests: list[Request]) -> tuple[float,
     settings = GenerationConfig(do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0)
     manager: ContinuousBatchingManager = model.init_continuous_batching(  # type: ignore[operator]
         generation_config=settings,
-        continuous_batching_config=ContinuousBatchingConfig(
-            num_blocks=1024, page_size=16, max_batch_tokens=STEP_TOKENS
-        ),
+        continuous_batching_config=batching_config(num_blocks=1024, max_batch_tokens=STEP_TOKENS),
     )
     manager.start()
     try:
-        _collect(manager, [manager.add_request([1, 2, 3], max_new_tokens=2)])  # Until here its cache is made.
+        collect(manager, [manager.add_request([1, 2, 3], max_new_tokens=2)])  # Until here its cache is made.
         began = time.perf_counter()
         names = [manager.add_request(prompt, max_new_tokens=count) for prompt, count in requests]
-        answers = _collect(manager, names)
+        answers = collect(manager, names)
         return time.perf_counter() - began, answers
     finally:
         manager.stop(block=True)
 
 
-def _collect(manager: ContinuousBatchingManager, names: list[str | None]) -> list[list[int]]:
+def batching_config(**options: Any) -> ContinuousBatchingConfig:
+    """Return the settings of a peer, with blocks of as many tokens as ours."""
+    names = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    page_size = "page_size" if "page_size" in names else "block_size"  # its name up to 5.17
+    return ContinuousBatchingConfig(**{page_size: BLOCK_TOKENS}, **options)
+
+
+def collect(manager: ContinuousBatchingManager, names: list[str | None]) -> list[list[int]]:
+    """Return the answers to the requests of ``names``, in their order."""
     found: dict[str, list[int]] = {}
     while len(found) < len(names):
         result = manager.get_result(timeout=1)
         if result is None and not manager.is_running():
             raise RuntimeError("transformers' continuous batching ended by itself")
+        if result is not None and result.error is not None:
+            raise RuntimeError(f"transformers' continuous batching failed: {result.error}")
         if result is not None and result.is_finished():
             found[result.request_id] = list(result.generated_tokens)
     return [found[str(name)] for name in names]
