@@ -65,6 +65,9 @@ PARTS: dict[str, Part] = {
     "mkl": Part(is_there=_mkl, how="an x86 machine, where torch brings MKL", is_required=False),
     "hadolint": Part(is_there=lambda: (Path(sys.executable).parent / "hadolint").exists(), how="make setup"),
     "cuda": Part(is_there=_cuda, how="a machine with an NVIDIA GPU and a CUDA build of torch", is_required=False),
+    "humming": Part(
+        is_there=lambda: _module("humming", "cuda"), how="pip install -r requirements/vendor.txt", is_required=False
+    ),
     "buildah": Part(
         is_there=lambda: bool(shutil.which("buildah") and shutil.which("mmdebstrap")),
         how="apt-get install buildah mmdebstrap (as root; builds both images, 7 minutes)",

@@ -2,7 +2,8 @@
 
 Few rows go through Triton kernels that read a quarter of what a bfloat16 layer reads; many rows unpack the layer first
 and use the dense product, whose arithmetic then counts. Which kernel suits which number of rows, `triton_choice` knows.
-The dense weights are kept nowhere.
+The dense weights are kept nowhere. A layer may get a vendor's kernels beside ours (`vendor_int4`), with a copy of the
+integers in their layout; that too is `triton_choice`'s to decide.
 
 Knows one layer, and how several layers of one input become one.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from workers.model import triton_choice
 from workers.model.gptq import GPTQTensors, unpack
 from workers.model.kernels import w4a16
+from workers.model.vendor_int4 import VendorInt4
 
 _INPUTS_STEP = 32
 
@@ -50,6 +52,7 @@ class TritonInt4Linear(nn.Module):
         self.qweight = nn.Buffer(_packed(stored), persistent=False)  # (B, O, 32) int32
         self.scaling = nn.Buffer(scaling.to(device).contiguous(), persistent=False)  # (G, O) int32
         self.bias = None if tensors.bias is None else nn.Buffer(tensors.bias.to(device, dtype), persistent=False)
+        self.vendor: VendorInt4 | None = None
         # Made here, since what is first made while a CUDA graph is captured belongs to the graph.
         triton_choice.counters(self.qweight.device)
 
@@ -58,7 +61,10 @@ class TritonInt4Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)  # (N, I)
         if self.order is not None:
             rows = rows.index_select(1, self.order)
-        config = triton_choice.choose(rows.shape[0], self.in_features, self.out_features, self.group)
+        has_vendor = self.vendor is not None and self.vendor.dtype == x.dtype
+        config = triton_choice.choose(
+            rows.shape[0], self.in_features, self.out_features, self.group, has_vendor=has_vendor
+        )
         if config.kind == "dense":
             y = F.linear(rows, self.dense(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         else:
@@ -67,9 +73,19 @@ class TritonInt4Linear(nn.Module):
 
     def product(self, rows: Tensor, config: w4a16.Config) -> Tensor:
         """(N, I), inputs in the kernel's order, -> (N, O) by a kernel."""
+        if config.kind == "vendor":
+            assert self.vendor is not None
+            return self.vendor.product(rows, config.rows)
         return w4a16.matmul(
             rows, self.qweight, self.scaling, self.bias, triton_choice.counters(rows.device), group=self.group,
             is_bfloat16_scale=self.is_bfloat16_scale, config=config,
+        )  # fmt: skip
+
+    def for_vendor(self, dtype: torch.dtype) -> VendorInt4:
+        """Return the layer by a vendor's kernels for rows of ``dtype``. Raises whatever these raise."""
+        return VendorInt4(
+            self.qweight, self.scaling, self.bias, inputs=self.in_features, group=self.group,
+            is_bfloat16_scale=self.is_bfloat16_scale, dtype=dtype,
         )  # fmt: skip
 
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -103,7 +119,7 @@ def join(layers: Sequence[nn.Module]) -> TritonInt4Linear | None:
     nn.Module.__init__(joined)
     joined.in_features, joined.out_features = first.in_features, sum(layer.out_features for layer in ours)
     joined.group, joined.is_bfloat16_scale = first.group, first.is_bfloat16_scale
-    joined.order = first.order
+    joined.order, joined.vendor = first.order, None
     joined.qweight = nn.Buffer(torch.cat([layer.qweight for layer in ours], 1), persistent=False)
     joined.scaling = nn.Buffer(torch.cat([layer.scaling for layer in ours], 1), persistent=False)
     biases: list[Tensor] = [layer.bias for layer in ours if layer.bias is not None]

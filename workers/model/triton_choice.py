@@ -1,26 +1,29 @@
 """Which configuration of the int4 kernels computes how many rows of which shape fastest on this GPU.
 
-Measured once per GPU and shape and kept in a file; a shape that was not measured takes a rule of thumb. Knows shapes
-and configurations.
+Measured once per GPU and shape and kept in a file; a shape that was not measured takes a rule of thumb. The kernels of
+a vendor's package compete where it is installed. They need the weights a second time, in a layout of their own, so a
+shape gets them only for a clear gain over all numbers of rows. Knows shapes and configurations.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from workers.model import triton_timing, vendor_int4
 from workers.model.kernels.w4a16 import BLOCK, MAX_TILES, Config
+from workers.model.triton_timing import LARGEST_ERROR, Measurable
 
 log = logging.getLogger(__name__)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -28,7 +31,7 @@ DENSE: Final = Config(kind="dense")
 _PROGRAMS: Final = 528  # four for each of a Hopper's 132 multiprocessors
 _MOST_SPLITS: Final = 16
 _LEAST_DENSE: Final = 64  # rows
-_LARGEST_ERROR: Final = 0.02  # of the largest number; bfloat16's own is a fifth of it
+_MOST_TIME: Final = 0.95  # of ours, in the mean over ROWS, for which a vendor's copy of the weights is worth its memory
 _EDITION: Final = 1  # of the kernels; another one makes the file's measurements void
 
 # By the rows of a program: (outputs, warps, stages) of the programs, and how many of them the GPU should have at least.
@@ -41,33 +44,12 @@ _TILES: Final[dict[int, list[tuple[tuple[int, int, int], int]]]] = {
     64: [((128, 8, 2), 132), ((64, 4, 2), 264)],
     128: [((128, 8, 2), 132)],
 }
-_FLUSH_BYTES: Final = 256 << 20  # what no second-level cache holds
-_REPEATS: Final = 8
+
+_Shape = tuple[int, int, int]  # inputs, outputs, group
 
 _chosen: dict[tuple[int, int, int, int], Config] = {}  # by inputs, outputs, group, bucket of rows
+_vendors: dict[_Shape, frozenset[int]] = {}  # the buckets in which a vendor's kernels are faster
 _counters: dict[torch.device, Tensor] = {}
-
-
-class Measurable(Protocol):
-    """A layer as `tune` needs it; see `gptq_triton`."""
-
-    in_features: int
-    out_features: int
-    group: int
-
-    @property
-    def qweight(self) -> Tensor:
-        """(B, O, 32) int32."""
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(O,)."""
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight (O, I)."""
-
-    def product(self, rows: Tensor, config: Config) -> Tensor:
-        """(N, I) -> (N, O)."""
 
 
 def counters(device: torch.device) -> Tensor:
@@ -77,11 +59,13 @@ def counters(device: torch.device) -> Tensor:
     return _counters[device]
 
 
-def choose(rows: int, inputs: int, outputs: int, group: int) -> Config:
-    """Return the configuration for so many rows."""
+def choose(rows: int, inputs: int, outputs: int, group: int, *, has_vendor: bool = False) -> Config:
+    """Return the configuration for so many rows of a layer, which may have a vendor's kernels beside ours."""
     if rows > ROWS[-1]:
         return DENSE
     bucket = next(size for size in ROWS if size >= rows)
+    if has_vendor and bucket in _vendors.get((inputs, outputs, group), ()):
+        return _vendor(bucket)
     key = (inputs, outputs, group, bucket)
     if key not in _chosen:
         _chosen[key] = default(bucket, inputs, outputs)
@@ -126,62 +110,113 @@ def _splits(inputs: int, outputs: int, width: int, tiles: int, programs: int) ->
 
 
 def tune(layers: Iterable[Measurable], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Measure the shapes of ``layers`` that this GPU has not seen. Does nothing on a CPU."""
+    """Measure the shapes of ``layers`` that this GPU has not seen, and give them a vendor's kernels where these gain.
+
+    Call after layers are joined. Does nothing on a CPU.
+    """
     if not torch.cuda.is_available():
         return
-    shapes = {(layer.in_features, layer.out_features, layer.group): layer for layer in layers}
+    shapes: dict[_Shape, list[Measurable]] = {}
+    for layer in layers:
+        shapes.setdefault((layer.in_features, layer.out_features, layer.group), []).append(layer)
+    if not shapes:
+        return
     known = _read()
+    num_known = len(known)
     machine = f"{torch.cuda.get_device_name()} torch {torch.__version__} triton {triton.__version__}"
     machine += f" {dtype} edition {_EDITION}"
-    flush = torch.zeros(_FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
-    has_news = False
-    for (inputs, outputs, group), layer in shapes.items():
+    vendor = vendor_int4.version()
+    device = next(iter(shapes.values()))[0].qweight.device
+    flush = triton_timing.make_flush(device)
+    for shape, alike in shapes.items():
+        inputs, outputs, group = shape
         for bucket in ROWS:
             key = f"{machine} {inputs}x{outputs}/{group} {bucket}"
             if key not in known:
-                known[key] = asdict(_measure(layer, bucket, flush, dtype))
-                has_news = True
-            _chosen[(inputs, outputs, group, bucket)] = Config(**known[key])  # type: ignore[arg-type]
-    if has_news:
+                known[key] = asdict(_measure(alike[0], bucket, flush, dtype))
+            _chosen[(*shape, bucket)] = Config(**known[key])  # type: ignore[arg-type]
+        _vendors.pop(shape, None)
+        if vendor is not None:
+            key = f"{machine} vendor {vendor} {inputs}x{outputs}/{group}"
+            if key not in known and (won := _buckets_won(alike[0], shape, flush, dtype)) is not None:
+                known[key] = {"buckets": won}
+            buckets: list[int] = known.get(key, {}).get("buckets", [])  # type: ignore[assignment]
+            if buckets:
+                _adopt(alike, buckets, dtype)
+                _vendors[shape] = frozenset(buckets)
+    if len(known) != num_known:
         _write(known)
 
 
 @torch.inference_mode()
 def _measure(layer: Measurable, bucket: int, flush: Tensor, dtype: torch.dtype) -> Config:
-    x = torch.randn(bucket, layer.in_features, device=layer.qweight.device, dtype=dtype)
-    expected = F.linear(x, layer.dense(dtype), layer.bias)
-    times: list[tuple[float, Config]] = []
-    for config in candidates(bucket, layer.in_features, layer.out_features):
-        try:
-            call = functools.partial(_product, layer, x, config)
-            error = float((call() - expected).abs().max() / expected.abs().max())
-            if not error < _LARGEST_ERROR:
-                log.warning("%s for %d rows is wrong by %.3f; it is left out.", config, bucket, error)
-                continue
-            times.append((_seconds(call, flush), config))
-        except Exception as error:  # a configuration that this GPU cannot hold
-            log.info("%s for %d rows is left out: %s", config, bucket, error)
-    seconds, best = min(times, key=lambda item: item[0], default=(0.0, DENSE))
+    times = triton_timing.times(layer, bucket, candidates(bucket, layer.in_features, layer.out_features), flush, dtype)
+    best = min(times, key=times.__getitem__, default=DENSE)
+    seconds = times.get(best, 0.0)
     log.info("%dx%d, %d rows: %.1f us by %s", layer.in_features, layer.out_features, bucket, seconds * 1e6, best)
     return best
 
 
-def _product(layer: Measurable, x: Tensor, config: Config) -> Tensor:
-    if config.kind == "dense":
-        return F.linear(x, layer.dense(x.dtype), layer.bias)
-    return layer.product(x, config)
+def _buckets_won(layer: Measurable, shape: _Shape, flush: Tensor, dtype: torch.dtype) -> list[int] | None:
+    """Return the buckets in which a vendor's kernels are faster; none where they gain too little over all.
+
+    None where they compute nothing right, which may be for want of memory or a compiler and is tried again.
+    """
+    won: list[int] = []
+    parts: list[float] = []  # of our time
+    try:
+        layer.vendor = layer.for_vendor(dtype)
+        for bucket in ROWS:
+            ours, theirs = _chosen[(*shape, bucket)], _vendor(bucket)
+            times = triton_timing.times(layer, bucket, (ours, theirs), flush, dtype)
+            if len(times) == 2:
+                parts.append(min(times[theirs] / times[ours], 1.0))
+            if times.get(theirs, math.inf) < times[ours]:
+                won.append(bucket)
+    except Exception as error:
+        log.warning("The vendor's kernels do not take %dx%d: %s", shape[0], shape[1], error)
+        return None
+    finally:
+        layer.vendor = None
+    if not parts:
+        log.warning("The vendor's kernels compute nothing of %dx%d; ours do.", shape[0], shape[1])
+        return None
+    mean = (sum(parts) + len(ROWS) - len(parts)) / len(ROWS)
+    log.info("%dx%d: the vendor's kernels win at %s rows, %.3f of our time in the mean.", *shape[:2], won, mean)
+    return won if mean <= _MOST_TIME else []
 
 
-def _seconds(call: Callable[[], object], flush: Tensor) -> float:
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_REPEATS)]
-    for begin, end in marks:
-        # Read, not written: what is written would still be on its way to memory. It also hides the launch.
-        flush.sum()
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in marks)[_REPEATS // 2] / 1e3
+def _adopt(layers: Iterable[Measurable], buckets: list[int], dtype: torch.dtype) -> None:
+    """Give each layer a vendor's kernels, unless what these compute for it is wrong; compile and load them."""
+    for layer in layers:
+        try:
+            layer.vendor = layer.for_vendor(dtype)
+            error = _largest_error(layer, buckets, dtype)
+        except Exception as failure:
+            log.warning("A layer keeps our kernels; the vendor's fail: %s", failure)
+            layer.vendor = None
+            continue
+        if not error < LARGEST_ERROR:
+            log.warning("A layer keeps our kernels: the vendor's are wrong by %.3f.", error)
+            layer.vendor = None
+    torch.cuda.empty_cache()  # What the conversions held must not be missing for the KV cache.
+
+
+@torch.inference_mode()
+def _largest_error(layer: Measurable, buckets: list[int], dtype: torch.dtype) -> float:
+    """Return it over the most and the fewest rows of each bucket, not a number if one is none."""
+    x = torch.randn(buckets[-1], layer.in_features, device=layer.qweight.device, dtype=dtype)
+    expected = F.linear(x, layer.dense(dtype), layer.bias)
+    errors = [
+        triton_timing.error_of(triton_timing.product(layer, x[:rows], _vendor(bucket)), expected[:rows])
+        for bucket in buckets
+        for rows in {bucket, bucket // 2 + 1}
+    ]
+    return next((error for error in errors if not error < LARGEST_ERROR), max(errors))
+
+
+def _vendor(bucket: int) -> Config:
+    return Config(kind="vendor", rows=bucket)
 
 
 def _path() -> Path:

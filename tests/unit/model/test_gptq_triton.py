@@ -201,9 +201,10 @@ def test_every_configuration_is_one_the_kernels_take(shape: tuple[int, int]) -> 
 
 @pytest.mark.needs("cuda")
 def test_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers.model import triton_choice
+    from workers.model import triton_choice, vendor_int4
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(vendor_int4, "version", lambda: None)
     monkeypatch.setattr(triton_choice, "_chosen", {})
     monkeypatch.setattr(triton_choice, "ROWS", (1, 16))
     layer = layer_of(make(128), torch.bfloat16)

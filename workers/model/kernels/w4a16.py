@@ -36,9 +36,12 @@ _VECTOR_MAGIC: Final = 0x4B000000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """How to launch a product. *vector* takes one row and no tensor cores; *dense* unpacks the weights first."""
+    """How to launch a product. *vector* takes one row and no tensor cores; *dense* unpacks the weights first.
 
-    kind: Literal["tile", "vector", "dense"]
+    *vendor* is no kernel of ours: of the rest, ``rows`` alone counts, the most that it takes.
+    """
+
+    kind: Literal["tile", "vector", "dense", "vendor"]
     rows: int = 16  # of a program, a power of 2
     outputs: int = 64  # of a program, a power of 2
     splits: int = 1  # of the inputs
