@@ -31,6 +31,7 @@ class ActiveGeneration:
         self.claimed_at = claimed_at
         self.entries: list[Entry] = list(claim.entries)  # the whole log as it must be
         self.num_logged = len(claim.entries)  # of ``entries``: what Redis has taken
+        self.logged_at = 0.0  # when Redis last took some, monotonic
         self.unsent: list[Frame] = []  # logged or not; leave this list when shown
         self.dropped_turns = 0
         self.end: End | None = None
@@ -64,7 +65,9 @@ class ActiveGeneration:
         return bool(self._pending_text) or self.num_logged < len(self.entries)
 
     def take(self, output: StepOutput) -> None:
-        """Take what one step gave; `cut` makes a frame of it."""
+        """Take what one step gave; `cut` makes a frame of it. Nothing comes after an end."""
+        if self.end is not None:
+            return
         self._pending_tokens += output.tokens
         if output.logprobs:
             self._pending_logprobs += output.logprobs

@@ -72,12 +72,11 @@ class Leases:
 
     def renew(self) -> None:
         """Renew once, and say how the worker is. Raises one of AWAY."""
-        leases = self._publisher.leases()
+        leases, asked_at = self._publisher.leases(), time.monotonic()
         answers = self._store.renew(leases)
         if answers:
-            self._publisher.on_renewals(
-                (id_, lease.run, answer) for (id_, lease), answer in zip(leases, answers, strict=True)
-            )
+            said = ((id_, lease.run, answer) for (id_, lease), answer in zip(leases, answers, strict=True))
+            self._publisher.on_renewals(said, asked_at=asked_at)
         worker, model = self._worker_status(), self._model_status()
         pipe = self._store.client.pipeline(transaction=False)
         pipe.set(names.worker_key(worker.slot), worker.to_json(), px=names.WORKER_MS)

@@ -96,9 +96,9 @@ class Publisher:
         """Send the frames of a generation to one more web process from now on."""
         self._call(self._watch, generation_id, channel)
 
-    def on_renewals(self, answers: Iterable[tuple[str, int, Renewal]]) -> None:
-        """Take what Redis said of the leases: (generation id, run, renewal) each."""
-        self._call(self._renewals, list(answers))
+    def on_renewals(self, answers: Iterable[tuple[str, int, Renewal]], *, asked_at: float) -> None:
+        """Take what Redis said of the leases: (generation id, run, renewal) each, asked for at ``asked_at``."""
+        self._call(self._renewals, list(answers), asked_at)
 
     def hand_back(self, generation_id: str, run: int) -> None:
         """Write what is there, then give the generation back to the queue. Its sequence was dropped before."""
@@ -167,14 +167,12 @@ class Publisher:
 
         The first token goes at once, then one frame per window.
         """
-        due, next_at = [], math.inf
+        due, next_at, handing_back = [], math.inf, self._handing_back
         for active in self._active.values():
-            if not (active.has_news or active.unsent):
-                continue
-            if active.due_at <= now or active.end is not None or active.id in self._handing_back:
+            if active.due_at > now and active.end is None and active.id not in handing_back:
+                next_at = min(next_at, active.due_at)  # it may have no news then; a company has one time for all
+            elif active.has_news or active.unsent:
                 due.append(active)
-            else:
-                next_at = min(next_at, active.due_at)
         self._next_at = next_at
         return due
 
@@ -190,9 +188,7 @@ class Publisher:
                     active.take(output)
 
     def _write(self, writing: Sequence[ActiveGeneration]) -> None:
-        writes = [
-            (active.id, active.run, active.last_logged_id, active.entries[active.num_logged :]) for active in writing
-        ]
+        writes = [(active.id, active.run, active.num_logged, active.entries[active.num_logged :]) for active in writing]
         sizes = [len(active.entries) for active in writing]
         try:
             answers = self._store.append(writes)
@@ -205,7 +201,7 @@ class Publisher:
 
     def _judge(self, active: ActiveGeneration, size: int, answer: str) -> None:
         if answer == "ok":
-            active.num_logged = size
+            active.num_logged, active.logged_at = size, time.monotonic()
         elif answer == "gone":
             log.warning("the log of %s is gone; it is written again from memory", active.id)
             active.restart_log()
@@ -291,7 +287,7 @@ class Publisher:
             active.cut()
             self._handing_back[generation_id] = active
 
-    def _renewals(self, answers: Sequence[tuple[str, int, Renewal]]) -> None:
+    def _renewals(self, answers: Sequence[tuple[str, int, Renewal]], asked_at: float) -> None:
         for generation_id, run, renewal in answers:
             active = self._active.get(generation_id)
             if active is None or active.run != run:
@@ -306,7 +302,8 @@ class Publisher:
             else:
                 if renewal.verdict == "cancel" and active.end is None:
                     self._outside.cancel(generation_id, run)
-                self._compare(active, renewal.last_id)
+                if active.logged_at < asked_at:  # else Redis may have spoken of the log as it was before
+                    self._compare(active, renewal.last_id)
 
     def _compare(self, active: ActiveGeneration, last_id: str) -> None:
         """See a log that lost entries although nothing is being written; the next append has the last word."""

@@ -167,34 +167,42 @@ return {'ok', last}
 )  # fmt: skip
 
 # Many logs in one call: a call for each costs the worker more than what it says. One that takes nothing stops no other.
-# -> {ok | gone | newer | ended | short:<last id> | failed:<why>}. Expected '': the log must not exist; it is made anew.
+# `logs` is MessagePack, for each key {run, entries that the log must have, {{id, field, value ...} ...}}; with 0 there
+# must be no log, and it is made anew. -> {ok | gone | newer | ended | short:<last id> | failed:<why>}
 APPEND: Final = _script(
-    "append", "gen ...", "log_ms (expected run width (id number (field value)*)*)*",
+    "append", "gen ...", "log_ms logs",
     """
-local function write(key, expected, run, at, stop)
+-- Why a log takes nothing. An end of this very run that the writer does not know of is its own: the answer got lost.
+local function why_not(key, run, is_as_known)
   local last, last_run, _, kind = tail(key)
+  if last == '' then return 'gone' end
   if last_run > run then return 'newer' end
-  -- An end of this very run that the caller does not know of is its own: it was written, and the answer got lost.
-  local is_own = kind == 'end' and last_run == run and last ~= expected
-  if is_ended(kind) and not is_own then return 'ended' end
-  if last ~= expected then
-    if last == '' then return 'gone' end
-    return 'short:' .. last
+  if kind == 'stored' or (kind == 'end' and (is_as_known or last_run ~= run)) then return 'ended' end
+  return 'short:' .. last
+end
+-- Nothing but a Redis that loses its tail takes entries out of a log, and an id not past the last is refused. So a log
+-- of as many entries as the writer knows has those that it knows: to look at the last would take longer.
+local function write(key, run, length, entries)
+  if redis.call('XLEN', key) ~= length then return why_not(key, run, false) end
+  for _, entry in ipairs(entries) do
+    redis.call('XADD', key, unpack(entry))
   end
-  while at < stop do
-    local size = tonumber(ARGV[at + 1]) * 2
-    redis.call('XADD', key, ARGV[at], unpack(ARGV, at + 2, at + 1 + size))
-    at = at + 2 + size
-  end
-  if expected == '' then redis.call('PEXPIRE', key, ARGV[1]) end
+  if length == 0 then redis.call('PEXPIRE', key, ARGV[1]) end
   return 'ok'
 end
-local answers, at = {}, 2
-for index, key in ipairs(KEYS) do
-  local stop = at + 3 + tonumber(ARGV[at + 2])
-  local is_done, answer = pcall(write, key, ARGV[at], tonumber(ARGV[at + 1]), at + 3, stop)
-  if not is_done then answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
-  answers[index], at = answer, stop
+local answers = {}
+for index, log in ipairs(cmsgpack.unpack(ARGV[2])) do
+  local key, run = KEYS[index], log[1]
+  local is_done, answer = pcall(write, key, run, log[2], log[3])
+  if not is_done then
+    local is_known, why = pcall(why_not, key, run, true)
+    if is_known and (why == 'newer' or why == 'ended') then
+      answer = why
+    else
+      answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer))
+    end
+  end
+  answers[index] = answer
 end
 return answers
 """,

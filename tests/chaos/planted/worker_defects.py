@@ -71,14 +71,14 @@ def _fence_by_the_attempt(module: ModuleType) -> None:
     )  # fmt: skip
     _rewrite(
         module, "append",
-        ("  if last ~= expected then\n    if last == '' then return 'gone' end\n    return 'short:' .. last\n  end\n",
-         "  if last == '' and expected ~= '' then return 'gone' end\n"),
-        ("    redis.call('XADD', key, ARGV[at], unpack(ARGV, at + 2, at + 1 + size))\n",
-         "    local fields = {unpack(ARGV, at + 2, at + 1 + size)}\n"
-         "    local done = redis.pcall('XADD', key, ARGV[at], unpack(fields))\n"
-         "    if type(done) == 'table' and done.err and field(fields, 'k') ~= 'start' then\n"
+        ("  if redis.call('XLEN', key) ~= length then return why_not(key, run, false) end\n",
+         "  local why = why_not(key, run, true)\n"
+         "  if why == 'newer' or why == 'ended' or (why == 'gone' and length ~= 0) then return why end\n"),
+        ("    redis.call('XADD', key, unpack(entry))\n",
+         "    local is_done = pcall(redis.call, 'XADD', key, unpack(entry))\n"
+         "    if not is_done and entry[3] ~= 'start' then\n"
          "      local _, last_run, seq = tail(key)\n"
-         "      redis.call('XADD', key, as_id(last_run, seq + 1), unpack(fields))\n"
+         "      redis.call('XADD', key, as_id(last_run, seq + 1), unpack(entry, 2))\n"
          "    end\n"),
     )  # fmt: skip
 

@@ -115,6 +115,16 @@ def test_it_ends_once() -> None:
     assert end.status == "cancelled"
 
 
+def test_nothing_comes_after_an_end() -> None:
+    generation = active()
+    generation.cancel()
+    before = list(generation.entries)
+    generation.take(step(1, text="late"))
+    generation.take(step(2, text="later", finish=Finish(reason="stop", prompt_tokens=1, completion_tokens=2)))
+    generation.cut()
+    assert generation.entries == before
+
+
 def test_a_lost_log_is_written_again_under_this_run_with_the_same_numbers() -> None:
     first = active()
     first.take(step(1, text="one "))

@@ -93,8 +93,9 @@ class Bench:
 
     def renew(self) -> None:
         leases = self.publisher.leases()
-        answers = self.store.renew(leases)
-        self.publisher.on_renewals((id_, lease.run, each) for (id_, lease), each in zip(leases, answers, strict=True))
+        asked_at, answers = time.monotonic(), self.store.renew(leases)
+        said = ((id_, lease.run, each) for (id_, lease), each in zip(leases, answers, strict=True))
+        self.publisher.on_renewals(said, asked_at=asked_at)
 
 
 def eventually(is_so: Callable[[], bool], timeout_s: float = 8.0) -> None:
