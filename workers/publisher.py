@@ -33,7 +33,7 @@ STORE_AGAIN_S: Final = 2.0  # twice as much each time ...
 STORE_LATE_S: Final = 16.0  # ... up to this
 SHUTDOWN_S: Final = 5.0
 COMPANIES: Final = 6  # of streams in a window
-AT_ONCE: Final = 64  # streams in a pipeline: with hundreds, the first would wait for the last
+AT_ONCE: Final = 128  # streams in a pipeline: with hundreds, the first would wait for the last
 
 
 class Outside(Protocol):
