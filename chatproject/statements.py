@@ -8,7 +8,9 @@ that need neither. Knows no tables.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from django.db import connection
@@ -29,14 +31,44 @@ def get(model: type[_M], /, **where: Any) -> _M | None:
     return model.from_db(connection.alias, names, found)
 
 
+class _Held(threading.local):
+    inserts: list[tuple[str, list[Any]]] | None = None  # None: they are sent at once
+
+
+_held = _Held()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Send the inserts of this block at its end, in one round trip, where the database takes many statements at once.
+
+    So nothing in the block may read what it inserts, and IntegrityError may come only at the end.
+    """
+    if connection.vendor != "postgresql" or _held.inserts is not None:
+        yield
+        return
+    held: list[tuple[str, list[Any]]] = []
+    _held.inserts = held
+    try:
+        yield
+    finally:
+        _held.inserts = None
+    if held:
+        execute("; ".join(sql for sql, _ in held), [param for _, params in held for param in params])
+
+
 def insert(*rows: Model) -> None:
     """Insert rows of one model in one statement. A key that the database counts up is not read back.
 
-    Raises django.db.IntegrityError.
+    Raises django.db.IntegrityError, within `together` at its end.
     """
     fields, columns, places = _insert(type(rows[0]))
     params = [field.get_db_prep_save(getattr(row, field.attname), connection) for row in rows for field in fields]
-    execute(f"{columns} VALUES {', '.join([places] * len(rows))}", params)
+    sql = f"{columns} VALUES {', '.join([places] * len(rows))}"
+    if _held.inserts is None:
+        execute(sql, params)
+    else:
+        _held.inserts.append((sql, params))
     for row in rows:
         row._state.adding, row._state.db = False, connection.alias
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -62,25 +62,32 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
 
 
 def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
-    with transaction.atomic():
-        conversation = _locked(user, frame.conversation) if frame.conversation is not None else _new(user, frame)
-        messages = selectors.messages_shown(conversation.id) if frame.conversation is not None else []
-        kept = messages
-        if frame.replaces is not None:
-            kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
-        turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
-        generation = admission.accept_new(_draft(user, frame, body, conversation, turns, generation_id, watcher))
-        if not conversation.title or (conversation.is_title_automatic and not kept):
-            conversation.title = title_of(frame.text)
-        if frame.model:
-            conversation.model = frame.model
-        is_first = conversation._state.adding
-        _touch(conversation)
-        position = 0 if is_first else _supersede(conversation, kept, messages)
-        asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
-        answer = _answer(conversation, position + 1, generation)
-        statements.insert(asked, answer)
-        return _result(conversation, asked, answer, is_new=True)
+    try:
+        with transaction.atomic(), statements.together():
+            return _write(user, frame, body, generation_id, watcher)
+    except IntegrityError as error:
+        raise Refused(Refusal.CONVERSATION_BUSY) from error  # as admission has it, of what was sent together
+
+
+def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
+    conversation = _locked(user, frame.conversation) if frame.conversation is not None else _new(user, frame)
+    messages = selectors.messages_shown(conversation.id) if frame.conversation is not None else []
+    kept = messages
+    if frame.replaces is not None:
+        kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
+    turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
+    generation = admission.accept_new(_draft(user, frame, body, conversation, turns, generation_id, watcher))
+    if not conversation.title or (conversation.is_title_automatic and not kept):
+        conversation.title = title_of(frame.text)
+    if frame.model:
+        conversation.model = frame.model
+    is_first = conversation._state.adding
+    _touch(conversation)
+    position = 0 if is_first else _supersede(conversation, kept, messages)
+    asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
+    answer = _answer(conversation, position + 1, generation)
+    statements.insert(asked, answer)
+    return _result(conversation, asked, answer, is_new=True)
 
 
 def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: str | None) -> SendResult:

@@ -68,10 +68,12 @@ def accept(draft: Draft) -> Accepted:
     refused as one too many.
     """
     try:
-        with transaction.atomic():
+        with transaction.atomic(), statements.together():
             return Accepted(generation=accept_new(draft), is_new=True)
     except Refused as error:
         refused = error
+    except IntegrityError:
+        refused = Refused(Refusal.CONVERSATION_BUSY)
     try:
         earlier = find_earlier(user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256)
     except Refused as reused:

@@ -131,3 +131,34 @@ def test_a_value_that_was_forgotten_while_it_was_read_is_not_kept() -> None:
     mine = remembered.Remembered(read)
     assert mine() == "old"
     assert mine() == "new"
+
+
+def test_inserts_of_a_block_are_sent_together(alice: User) -> None:
+    rows = [a_generation(alice, answer=f"{number} % 'x'") for number in range(3)]
+    with CaptureQueriesContext(connection) as sent, statements.together():
+        for row in rows:
+            statements.insert(row)
+    assert len(sent) == (1 if connection.vendor == "postgresql" else 3)
+    assert set(Generation.objects.values_list("answer", flat=True)) == {"0 % 'x'", "1 % 'x'", "2 % 'x'"}
+    statements.insert(late := a_generation(alice))
+    assert Generation.objects.filter(pk=late.pk).exists()
+
+
+def test_of_a_block_that_fails_nothing_is_kept(alice: User) -> None:
+    row, again = a_generation(alice), a_generation(alice)
+    again.client_id = row.client_id
+    with pytest.raises(IntegrityError):
+        insert_together(row, again)
+    with pytest.raises(LookupError):
+        insert_together(row, LookupError())
+    assert not Generation.objects.exists()
+    statements.insert(row)
+    assert Generation.objects.get().pk == row.pk
+
+
+def insert_together(*steps: Generation | Exception) -> None:
+    with transaction.atomic(), statements.together():
+        for step in steps:
+            if isinstance(step, Exception):
+                raise step
+            statements.insert(step)
