@@ -188,7 +188,9 @@ class Publisher:
                     active.take(output)
 
     def _write(self, writing: Sequence[ActiveGeneration]) -> None:
-        writes = [(active.id, active.run, active.num_logged, active.entries[active.num_logged :]) for active in writing]
+        writes = [
+            (active.id, active.run, active.last_logged_id, active.entries[active.num_logged :]) for active in writing
+        ]
         sizes = [len(active.entries) for active in writing]
         try:
             answers = self._store.append(writes)
@@ -207,7 +209,8 @@ class Publisher:
             active.restart_log()
             self._wake.set()
         elif answer.startswith("short:"):
-            if not active.rewind(answer.removeprefix("short:")):
+            known = active.num_logged
+            if not active.rewind(answer.removeprefix("short:")) or active.num_logged == known:
                 log.warning("the log of %s is not this run's any more", active.id)
                 self._lose(active)
             self._wake.set()

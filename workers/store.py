@@ -124,16 +124,16 @@ class Store:
         ]
         return [Renewal(verdict=verdict, last_id=last) for verdict, last in self._pipelined("renew", calls)]
 
-    def append(self, writes: Sequence[tuple[str, int, int, Sequence[Entry]]]) -> list[str]:
-        """Append to many logs in few calls: (generation id, run, entries that it has, new entries) each.
+    def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str]:
+        """Append to many logs in few calls: (generation id, run, expected last id, entries) each.
 
         An answer is ok, gone, newer, ended, ``short:<last id>`` or ``failed:<why>``, which stops no other.
         """
         answers: list[str] = []
         keys: list[str] = []
-        logs: list[tuple[int, int, list[list[str]]]] = []
+        logs: list[tuple[int, str, list[list[str]]]] = []
         size = 0
-        for generation_id, run, num_logged, entries in writes:
+        for generation_id, run, expected, entries in writes:
             if size > MOST_FIELDS:
                 answers += self._append(keys, logs)
                 keys, logs, size = [], [], 0
@@ -145,7 +145,7 @@ class Store:
                 packed.append(entry)
                 size += len(entry)
             keys.append(names.log_key(generation_id))
-            logs.append((run, num_logged, packed))
+            logs.append((run, expected, packed))
         if keys:
             answers += self._append(keys, logs)
         return answers

@@ -195,15 +195,16 @@ class ChatConsumer(AsyncConsumer):
     async def _resume(self, frame: Resume) -> None:
         if self._outbox.is_full:
             raise Refused(Refusal.RATE_LIMITED, "Read what was sent first, then resume.", retry_after_s=1)
-        self._hub.detach(frame.generation, self)
         await self._attach(frame.generation, after=frame.after)
 
     async def _attach(self, generation_id: str, *, after: int) -> None:
+        was_attached = generation_id in self._attached
         self._attached.add(generation_id)
         try:
             await self._hub.attach(generation_id, self, after=after, owner_id=self.identity.user_id)
-        except BaseException:
-            self._attached.discard(generation_id)
+        except Exception as error:
+            if isinstance(error, Refused) or not was_attached:  # else it goes on as it was
+                self._attached.discard(generation_id)
             raise
 
     # --- coming and going

@@ -6,6 +6,7 @@ Works on the ASGI scope and the database, in a thread; knows no socket.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from chatproject.chat import tickets
 
 NOT_SIGNED_IN: Final = 4401
 MAY_NOT_CHAT: Final = 4403
+_SESSION_KEY: Final = re.compile(r"[0-9A-Za-z]{1,40}")
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -68,7 +70,8 @@ def present(scope: Mapping[str, Any]) -> Identity | Credential:
     if given:
         return _by_ticket(given[0])
     session_key = parse_cookie(headers.get(b"cookie", "")).get(settings.SESSION_COOKIE_NAME)
-    if not session_key:
+    # Only what may be one: PostgreSQL refuses a NUL, and with it all who are looked up together.
+    if not session_key or not _SESSION_KEY.fullmatch(session_key):
         raise Unwelcome(NOT_SIGNED_IN, "Sign in first.")
     if not is_origin_ours(headers.get(b"origin", ""), headers.get(b"host", "")):
         raise Unwelcome(MAY_NOT_CHAT, "This origin is not served here. Add it to TRUSTED_ORIGINS.")

@@ -167,41 +167,36 @@ return {'ok', last}
 )  # fmt: skip
 
 # Many logs in one call: a call for each costs the worker more than what it says. One that takes nothing stops no other.
-# `logs` is MessagePack, for each key {run, entries that the log must have, {{id, field, value ...} ...}}; with 0 there
-# must be no log, and it is made anew. -> {ok | gone | newer | ended | short:<last id> | failed:<why>}
+# `logs` is MessagePack, for each key {run, expected last id, {{id, field, value ...} ...}}; '': there is no log yet,
+# and it is made. To compare lengths would not do: a lost log is numbered anew, and Redis may go back to the old one.
+# -> {ok | gone | newer | ended | short:<last id> | failed:<why>}
 APPEND: Final = _script(
     "append", "gen ...", "log_ms logs",
     """
 -- Why a log takes nothing. An end of this very run that the writer does not know of is its own: the answer got lost.
-local function why_not(key, run, is_as_known)
+local function why_not(key, run, expected)
   local last, last_run, _, kind = tail(key)
-  if last == '' then return 'gone' end
   if last_run > run then return 'newer' end
-  if kind == 'stored' or (kind == 'end' and (is_as_known or last_run ~= run)) then return 'ended' end
+  local is_own = kind == 'end' and last_run == run and last ~= expected
+  if is_ended(kind) and not is_own then return 'ended' end
+  if last == '' then return 'gone' end
   return 'short:' .. last
 end
--- Nothing but a Redis that loses its tail takes entries out of a log, and an id not past the last is refused. So a log
--- of as many entries as the writer knows has those that it knows: to look at the last would take longer.
-local function write(key, run, length, entries)
-  if redis.call('XLEN', key) ~= length then return why_not(key, run, false) end
+local function write(key, run, expected, entries)
+  local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  if (last and last[1] or '') ~= expected or (last and is_ended(field(last[2], 'k'))) then
+    return why_not(key, run, expected)
+  end
   for _, entry in ipairs(entries) do
     redis.call('XADD', key, unpack(entry))
   end
-  if length == 0 then redis.call('PEXPIRE', key, ARGV[1]) end
+  if not last then redis.call('PEXPIRE', key, ARGV[1]) end
   return 'ok'
 end
 local answers = {}
 for index, log in ipairs(cmsgpack.unpack(ARGV[2])) do
-  local key, run = KEYS[index], log[1]
-  local is_done, answer = pcall(write, key, run, log[2], log[3])
-  if not is_done then
-    local is_known, why = pcall(why_not, key, run, true)
-    if is_known and (why == 'newer' or why == 'ended') then
-      answer = why
-    else
-      answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer))
-    end
-  end
+  local is_done, answer = pcall(write, KEYS[index], unpack(log))
+  if not is_done then answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
   answers[index] = answer
 end
 return answers

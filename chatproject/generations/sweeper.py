@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from chatproject import redis_client
 from chatproject.contract import broker, names
-from chatproject.contract.errors import FAILURE_TEXT, Failure
+from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.frames import End
 from chatproject.generations import dispatch, scripts, selectors, services
 from chatproject.generations.models import Generation, Status
@@ -74,7 +74,10 @@ class Sweeper:
         self._stopped.set()
 
     def sweep(self) -> None:
-        """Look once at every accepted row. Raises one of dispatch.AWAY or a database error."""
+        """Look once at every accepted row, of those that a worker serves only at the lease three times in four.
+
+        Raises one of dispatch.AWAY or a database error.
+        """
         accepted = Generation.objects.filter(status=Status.ACCEPTED).order_by("accepted_at")
         rows = list(accepted.values_list("id", "model", "cancel_requested_at")[:BATCH])
         leased = _leased([str(id_) for id_, *_ in rows])
@@ -96,7 +99,11 @@ class Sweeper:
         looks, lost, self._num_asked = _looks(rows)
         for row, (is_waiting, has_request, lease, last) in zip(rows, looks, strict=True):
             is_lost = str(row.id) in lost
-            self._judge(row, is_waiting=is_waiting and has_request, is_leased=bool(lease), is_lost=is_lost, last=last)
+            is_waiting = is_waiting and has_request
+            try:
+                self._judge(row, is_waiting=is_waiting, is_leased=bool(lease), is_lost=is_lost, last=last)
+            except ContractError:  # all others are looked at all the same
+                log.exception("sweep: generation %s", row.id)
 
     def _judge(self, row: Generation, *, is_waiting: bool, is_leased: bool, is_lost: bool, last: list[Any]) -> None:
         id_ = str(row.id)

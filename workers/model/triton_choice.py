@@ -146,6 +146,7 @@ def tune(layers: Iterable[Measurable], dtype: torch.dtype = torch.bfloat16) -> N
                 _vendors[shape] = frozenset(buckets)
     if len(known) != num_known:
         _write(known)
+    torch.cuda.empty_cache()  # What was measured must not be missing for the KV cache.
 
 
 @torch.inference_mode()
@@ -171,7 +172,7 @@ def _buckets_won(layer: Measurable, shape: _Shape, flush: Tensor, dtype: torch.d
             times = triton_timing.times(layer, bucket, (ours, theirs), flush, dtype)
             if len(times) == 2:
                 parts.append(min(times[theirs] / times[ours], 1.0))
-            if times.get(theirs, math.inf) < times[ours]:
+            if times.get(theirs, math.inf) < times.get(ours, math.inf):
                 won.append(bucket)
     except Exception as error:
         log.warning("The vendor's kernels do not take %dx%d: %s", shape[0], shape[1], error)
@@ -199,7 +200,6 @@ def _adopt(layers: Iterable[Measurable], buckets: list[int], dtype: torch.dtype)
         if not error < LARGEST_ERROR:
             log.warning("A layer keeps our kernels: the vendor's are wrong by %.3f.", error)
             layer.vendor = None
-    torch.cuda.empty_cache()  # What the conversions held must not be missing for the KV cache.
 
 
 @torch.inference_mode()

@@ -292,6 +292,7 @@ class Hub:
         row = await self._rows.get(stream.id)
         if row is None or (owner_id is not None and str(row.user_id) != owner_id):
             raise Refused(Refusal.NOT_FOUND)
+        stream.readers.pop(reader, None)  # it may read already: what it is told from here on begins with the state
         stream.was_accepted = True
         stream.thread = str(row.thread) if row.thread else None
         await self._watch_late(stream)

@@ -71,9 +71,9 @@ def _fence_by_the_attempt(module: ModuleType) -> None:
     )  # fmt: skip
     _rewrite(
         module, "append",
-        ("  if redis.call('XLEN', key) ~= length then return why_not(key, run, false) end\n",
-         "  local why = why_not(key, run, true)\n"
-         "  if why == 'newer' or why == 'ended' or (why == 'gone' and length ~= 0) then return why end\n"),
+        ("    return why_not(key, run, expected)\n",
+         "    local why = why_not(key, run, expected)\n"
+         "    if why == 'newer' or why == 'ended' or (why == 'gone' and expected ~= '') then return why end\n"),
         ("    redis.call('XADD', key, unpack(entry))\n",
          "    local is_done = pcall(redis.call, 'XADD', key, unpack(entry))\n"
          "    if not is_done and entry[3] ~= 'start' then\n"

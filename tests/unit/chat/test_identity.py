@@ -104,5 +104,13 @@ def test_a_header_without_a_key_lets_nobody_in() -> None:
     assert identity.present({"headers": [(b"authorization", b"Bearer")]}) == Credential("key", "")
 
 
+@pytest.mark.parametrize("cookie", ['"abcdefgh\\000"', "", "ä", "x" * 41])
+def test_a_cookie_that_can_be_no_session_troubles_nobody_else(cookie: str) -> None:
+    scope = {"headers": [(b"cookie", f"sessionid={cookie}".encode()), (b"host", b"testserver")]}
+    with pytest.raises(Unwelcome) as raised:
+        identity.present(scope)
+    assert raised.value.code == NOT_SIGNED_IN
+
+
 def test_what_is_shown_is_not_printed() -> None:
     assert "sk-secret" not in repr(Credential("key", "sk-secret"))

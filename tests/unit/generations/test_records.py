@@ -41,7 +41,7 @@ def answered(store: Store, generation: Generation, text: str = "Mars is red.", e
         Frame(generation_id=id_, run=run, seq=2, kind="delta", text=text, tokens=(1, 2)),
         Frame(generation_id=id_, run=run, seq=3, kind="end", at=len(text), end=end),
     ]
-    (answer,) = store.append([(id_, run, 1, [(f"{run}-{frame.seq}", frame.entry()) for frame in written])])
+    (answer,) = store.append([(id_, run, f"{run}-0", [(f"{run}-{frame.seq}", frame.entry()) for frame in written])])
     assert answer == "ok"
 
 
@@ -100,7 +100,7 @@ def test_tokens_in_the_log_are_charged_when_a_stop_ended_it(draft, store: Store,
         Frame(generation_id="g", run=run, seq=1, kind="started"),
         Frame(generation_id="g", run=run, seq=2, kind="delta", text="Half", tokens=(1, 2, 3)),
     ]
-    store.append([(request.generation_id, run, 1, [(f"{run}-{f.seq}", f.entry()) for f in written])])
+    store.append([(request.generation_id, run, f"{run}-0", [(f"{run}-{f.seq}", f.entry()) for f in written])])
     assert store.hand_back(claim) == "waiting"
     services.stop(user_id=generation.user_id, generation_id=generation.id)
     services.push_cancel(generation)

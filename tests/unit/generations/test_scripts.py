@@ -44,8 +44,8 @@ def entry(run: int, seq: int, kind: str = "delta", text: str = "", at: int = 0, 
     return f"{run}-{seq}", frame.entry()
 
 
-def append(store: Store, held: Claim, num_logged: int, *entries: tuple[str, dict[str, str]]) -> str:
-    (answer,) = store.append([(held.request.generation_id, held.lease.run, num_logged, entries)])
+def append(store: Store, held: Claim, expected: str, *entries: tuple[str, dict[str, str]]) -> str:
+    (answer,) = store.append([(held.request.generation_id, held.lease.run, expected, entries)])
     assert isinstance(answer, str), answer
     return answer
 
@@ -78,15 +78,15 @@ def test_an_older_run_cannot_write_after_a_newer_was_claimed(store: Store, serve
     asked = request()
     scripts.enqueue(asked)
     old = claimed(store, asked)
-    assert append(store, old, 1, entry(old.lease.run, 1, "started")) == "ok"
+    assert append(store, old, f"{old.lease.run}-0", entry(old.lease.run, 1, "started")) == "ok"
     server.delete(names.lease_key(asked.generation_id))  # its lease lapsed: the worker was stopped for long
     scripts.enqueue(asked)
     new = claimed(store, asked, "w2")
     assert new.lease.run > old.lease.run
     assert new.prefix.seq == 1
-    assert append(store, old, 2, entry(old.lease.run, 2, text="zombie")) == "newer"
+    assert append(store, old, f"{old.lease.run}-1", entry(old.lease.run, 2, text="zombie")) == "newer"
     assert store.renew([(asked.generation_id, old.lease)])[0].verdict == "lost"
-    assert append(store, new, 3, entry(new.lease.run, 2, text="right")) == "ok"
+    assert append(store, new, f"{new.lease.run}-0", entry(new.lease.run, 2, text="right")) == "ok"
     assert log_of(server, asked).text == "right"
 
 
@@ -104,18 +104,18 @@ def test_a_log_that_is_gone_or_shorter_is_seen_and_can_be_written_again(store: S
     held = claimed(store, asked)
     run = held.lease.run
     one, two, three = entry(run, 1, "started"), entry(run, 2, text="ab"), entry(run, 3, text="cd", at=2)
-    assert append(store, held, 1, one, two) == "ok"
+    assert append(store, held, f"{run}-0", one, two) == "ok"
     key = names.log_key(asked.generation_id)
     rows = server.xrange(key)
     server.delete(key)
     for id_, fields in rows[:-1]:  # as after a restart that lost the last second
         server.xadd(key, fields, id=id_)
-    assert append(store, held, 3, three) == f"short:{one[0]}"
-    assert append(store, held, 2, two, three) == "ok"
+    assert append(store, held, two[0], three) == f"short:{one[0]}"
+    assert append(store, held, one[0], two, three) == "ok"
     server.flushall()
-    assert append(store, held, 4, entry(run, 4, text="x", at=4)) == "gone"
+    assert append(store, held, three[0], entry(run, 4, text="x", at=4)) == "gone"
     assert store.renew([(asked.generation_id, held.lease)])[0].last_id == ""
-    assert append(store, held, 0, (f"{run}-0", {"k": "start"}), one, two, three) == "ok"
+    assert append(store, held, "", (f"{run}-0", {"k": "start"}), one, two, three) == "ok"
     assert log_of(server, asked).text == "abcd"
     assert server.pttl(names.log_key(asked.generation_id)) > 0
 
@@ -142,7 +142,7 @@ def test_the_first_end_decides(store: Store, server: redis.Redis) -> None:
     scripts.enqueue(asked)
     held = claimed(store, asked)
     run = held.lease.run
-    assert append(store, held, 1, entry(run, 1, "started"), entry(run, 2, "end", end=DONE)) == "ok"
+    assert append(store, held, f"{run}-0", entry(run, 1, "started"), entry(run, 2, "end", end=DONE)) == "ok"
     answer, _ = scripts.cancel(generation_id=asked.generation_id, model="demo", lane="interactive", end=CANCELLED)
     assert answer == "ended"
     failed = End(status="failed", code=Failure.QUARANTINED)
@@ -150,9 +150,8 @@ def test_the_first_end_decides(store: Store, server: redis.Redis) -> None:
     end = log_of(server, asked).end
     assert end is not None
     assert end.status == "done"
-    assert append(store, held, 2, entry(run, 2, "end", end=DONE)) == f"short:{run}-2", "it is the caller's own"
-    scripts.stored(generation_id=asked.generation_id, model="demo", lane="interactive", end=end)
-    assert append(store, held, 3, entry(run, 3, text="late")) == "ended"
+    assert append(store, held, f"{run}-2", entry(run, 3, text="late")) == "ended"
+    assert append(store, held, f"{run}-1", entry(run, 2, "end", end=DONE)) == f"short:{run}-2", "it is the caller's own"
 
 
 def test_a_leased_generation_is_not_ended_over_its_workers_head(store: Store) -> None:
@@ -168,7 +167,7 @@ def test_a_handed_back_generation_waits_at_its_old_place_and_goes_on(store: Stor
     scripts.enqueue(asked)
     held = claimed(store, asked)
     run = held.lease.run
-    append(store, held, 1, entry(run, 1, "started"), entry(run, 2, text="so far"))
+    append(store, held, f"{run}-0", entry(run, 1, "started"), entry(run, 2, text="so far"))
     assert store.hand_back(held) == "waiting"
     assert server.zscore(names.wait_key("demo", "interactive"), asked.generation_id) == 123
     again = claimed(store, asked, "w2")
@@ -189,7 +188,7 @@ def test_after_it_is_stored_nothing_without_expiry_is_left(store: Store, server:
     scripts.enqueue(asked)
     held = claimed(store, asked)
     run = held.lease.run
-    append(store, held, 1, entry(run, 1, "started"), entry(run, 2, "end", end=DONE))
+    append(store, held, f"{run}-0", entry(run, 1, "started"), entry(run, 2, "end", end=DONE))
     server.zadd(names.watch_key(asked.generation_id), {"chat.web.1": 1})
     channels = scripts.stored(generation_id=asked.generation_id, model="demo", lane="interactive", end=DONE)
     assert channels == ["chat.web.1"]

@@ -57,7 +57,7 @@ def run_and_die(store: Store, server: redis.Redis, generation: Generation, *, to
         frames.append(
             Frame(generation_id="g", run=run, seq=seq, kind="delta", at=at, text="x" * tokens, tokens=(7,) * tokens)
         )
-    store.append([(str(generation.id), run, 1, [(f"{run}-{frame.seq}", frame.entry()) for frame in frames])])
+    store.append([(str(generation.id), run, f"{run}-0", [(f"{run}-{frame.seq}", frame.entry()) for frame in frames])])
     server.delete(names.lease_key(str(generation.id)))
     return claim
 
@@ -110,7 +110,7 @@ def test_an_end_that_its_worker_tells_nobody_is_stored_all_the_same(draft, sweep
     look(sweeper, clock, times=1)
     end = Frame(generation_id="g", run=run, seq=2, kind="end", end=End(status="done"))
     started = Frame(generation_id="g", run=run, seq=1, kind="started")
-    store.append([(str(generation.id), run, 1, [(f"{run}-{x.seq}", x.entry()) for x in (started, end)])])
+    store.append([(str(generation.id), run, f"{run}-0", [(f"{run}-{x.seq}", x.entry()) for x in (started, end)])])
     asked = sum(map(server.llen, broker.redis_lists(names.RECORDS_QUEUE)))
     look(sweeper, clock, times=ENDS_EVERY)
     assert server.exists(names.lease_key(str(generation.id)))

@@ -265,6 +265,37 @@ def test_an_end_that_was_written_although_the_answer_got_lost_is_still_kept(
     assert bench.log(active).text == "Mars"
 
 
+@pytest.mark.parametrize("num_written_anew", [1, 2, 3])
+def test_a_redis_that_lost_all_and_then_finds_the_old_log_again(bench: Bench, num_written_anew: int) -> None:
+    """The log was numbered anew meanwhile: of another length, with some of the same ids."""
+    first = bench.begin()
+    bench.step(first, 1, "a ")
+    eventually(lambda: bench.log(first).text == "a ")
+    bench.publisher.hand_back(first.id, first.run)
+    eventually(lambda: bench.outside.rung == [first.id])
+    active = ActiveGeneration(bench.take(first.claim.request), queue_ms=0, claimed_at=0.0)
+    bench.publisher.begin(active)
+    bench.step(active, 2, "b ")
+    eventually(lambda: bench.log(active).text == "a b ")
+    key = names.log_key(active.id)
+    old = bench.server.xrange(key)
+    bench.server.flushall()
+    text = "a b "
+    for number in range(num_written_anew):
+        bench.step(active, 3 + number, "c ")
+        text += "c "
+        eventually(lambda: bench.log(active).text == text)  # noqa: B023
+    pipe = bench.server.pipeline(transaction=True)
+    pipe.delete(key)
+    for id_, fields in old:
+        pipe.xadd(key, fields, id=id_)
+    pipe.execute()
+    bench.step(active, 9, "z", Finish(reason="stop", prompt_tokens=1, completion_tokens=1))
+    eventually(lambda: bench.log(active).end is not None)
+    assert bench.log(active).text == text + "z"
+    assert bench.outside.dropped == []
+
+
 def test_a_hand_back_writes_what_is_there_first(bench: Bench) -> None:
     active = bench.begin()
     bench.step(active, 1, "so far")

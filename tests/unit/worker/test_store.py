@@ -29,16 +29,16 @@ def entries(first: int, last: int) -> list[Entry]:
 
 def test_a_log_that_takes_nothing_stops_no_other(store: Store) -> None:
     store.client.set(names.log_key("spoilt"), "not a log")
-    store.append([("short", RUN, 0, entries(1, 2)), ("newer", RUN, 0, entries(1, 1))])
+    store.append([("short", RUN, "", entries(1, 2)), ("newer", RUN, "", entries(1, 1))])
     store.client.xadd(names.log_key("newer"), {"k": "start"}, id=f"{RUN + 1}-0")
     answers = store.append(
         [
-            ("first", RUN, 0, entries(1, 3)),
-            ("spoilt", RUN, 0, entries(1, 1)),
-            ("short", RUN, 3, entries(4, 4)),
-            ("gone", RUN, 1, entries(2, 2)),
-            ("newer", RUN, 1, entries(2, 2)),
-            ("last", RUN, 0, entries(1, 1)),
+            ("first", RUN, "", entries(1, 3)),
+            ("spoilt", RUN, "", entries(1, 1)),
+            ("short", RUN, f"{RUN}-3", entries(4, 4)),
+            ("gone", RUN, f"{RUN}-1", entries(2, 2)),
+            ("newer", RUN, f"{RUN}-1", entries(2, 2)),
+            ("last", RUN, "", entries(1, 1)),
         ]
     )
     assert answers[0] == answers[5] == "ok"
@@ -52,19 +52,19 @@ def test_a_log_that_takes_nothing_stops_no_other(store: Store) -> None:
 
 
 def test_a_redis_that_forgot_its_scripts_is_told_them(store: Store) -> None:
-    assert store.append([("a", RUN, 0, entries(1, 1))]) == ["ok"]
+    assert store.append([("a", RUN, "", entries(1, 1))]) == ["ok"]
     store.client.script_flush()
-    assert store.append([("a", RUN, 1, entries(2, 2))]) == ["ok"]
+    assert store.append([("a", RUN, f"{RUN}-1", entries(2, 2))]) == ["ok"]
 
 
 def test_short_pieces_share_a_call_and_long_logs_do_not(store: Store) -> None:
     """Redis serves nobody during a call, and before version 7 refused a million arguments, again at every try."""
     whole = entries(1, 500)
     before = num_calls(store)
-    assert store.append([(f"g{number}", RUN, 0, whole) for number in range(64)]) == ["ok"] * 64
+    assert store.append([(f"g{number}", RUN, "", whole) for number in range(64)]) == ["ok"] * 64
     assert num_calls(store) - before >= 64
     before = num_calls(store)
-    assert store.append([(f"g{number}", RUN, 500, entries(501, 502)) for number in range(64)]) == ["ok"] * 64
+    assert store.append([(f"g{number}", RUN, f"{RUN}-500", entries(501, 502)) for number in range(64)]) == ["ok"] * 64
     assert num_calls(store) - before == 1
     assert store.append([]) == []
     assert [store.client.xlen(names.log_key(f"g{number}")) for number in range(64)] == [502] * 64
