@@ -31,6 +31,7 @@ from chatproject.generations import services as generation_services
 from chatproject.generations.streaming.hub import get_hub
 from chatproject.generations.streaming.outbox import Outbox
 from chatproject.generations.streaming.reader import Queued, State
+from chatproject.small_queue import SmallQueue
 
 log = logging.getLogger(__name__)
 DRAIN_LOOK_S: Final = 0.02
@@ -53,7 +54,7 @@ class ChatConsumer(AsyncConsumer):
         self._transport = Transport(send)
         self._hub = get_hub()
         self._outbox = Outbox(on_too_slow=lambda: self.close(TOO_SLOW), send_now=self._transport.send_now)
-        self._inbox: asyncio.Queue[str | None] = asyncio.Queue()
+        self._inbox: SmallQueue[str | None] = SmallQueue()
         self._attached: set[str] = set()
         self._flood = FloodGuard()
         self._close_code = 0
@@ -112,7 +113,7 @@ class ChatConsumer(AsyncConsumer):
                 continue
             wait_s = self._flood.take()
             if not wait_s:
-                self._inbox.put_nowait(message.get("text"))
+                self._inbox.put(message.get("text"))
                 continue
             limited = Refused(Refusal.RATE_LIMITED, "Too many frames at once. Wait a moment.", retry_after_s=wait_s)
             self._outbox.put(wire.error(limited))

@@ -49,7 +49,7 @@ def test_the_environment_is_read_in_few_places() -> None:
     # Hand the whole environment to children; or look at a library's own variable.
     passing_on = {
         "chatproject/ops/up/config.py", "chatproject/ops/up/redis_server.py", "chatproject/metrics.py",
-        "workers/spare.py",
+        "workers/spare.py", "workers/model/vendor_int4.py",
     }  # fmt: skip
     setting_django = re.compile(r"os\.environ\.setdefault\(\s*\"DJANGO_SETTINGS_MODULE\"")
     found = {

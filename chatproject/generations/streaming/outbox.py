@@ -6,11 +6,12 @@ The frames of a generation can be held back until its acceptance was told. Over 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from chatproject.small_queue import Bell
 
 LIMIT_BYTES: Final = 192 * 1024  # with what the transport holds (see chat.transport), 256 KiB are not acknowledged
 # A resume puts a whole answer here at once: a reader that takes it within the grace is not slow.
@@ -36,10 +37,10 @@ class Outbox:
         self.num_bytes = 0  # all that waits, held or not
         self._on_too_slow = on_too_slow
         self._clock = clock
-        self._texts: deque[str] = deque()
+        self._texts: deque[str] | tuple[()] = ()  # a deque only while it holds something: nearly all sockets are idle
         self._held: dict[str, list[str]] = {}
         self._over_since: float | None = None
-        self._wake = asyncio.Event()
+        self._bell = Bell()
         self._is_closed = False
 
     @property
@@ -55,8 +56,10 @@ class Outbox:
         if held is None:
             if not self._texts and self._send_now(text):
                 return
+            if isinstance(self._texts, tuple):
+                self._texts = deque()
             self._texts.append(text)
-            self._wake.set()
+            self._bell.ring()
         else:
             held.append(text)
         self.num_bytes += _size(text)
@@ -80,12 +83,13 @@ class Outbox:
 
     async def take(self) -> str | None:
         """Return the next frame to send, when there is one; None when the outbox was closed and is empty."""
-        while not self._texts:
+        while isinstance(self._texts, tuple):
             if self._is_closed:
                 return None
-            self._wake.clear()
-            await self._wake.wait()
+            await self._bell.wait()
         text = self._texts.popleft()
+        if not self._texts:
+            self._texts = ()
         self.num_bytes -= _size(text)
         if self.num_bytes <= LIMIT_BYTES:
             self._over_since = None
@@ -96,9 +100,9 @@ class Outbox:
         self._is_closed = True
         self._held.clear()
         if forget:
-            self._texts.clear()
+            self._texts = ()
         self.num_bytes = sum(map(_size, self._texts))
-        self._wake.set()
+        self._bell.ring()
 
     def _check(self) -> None:
         now = self._clock()
