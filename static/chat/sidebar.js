@@ -26,6 +26,7 @@ export class Sidebar {
     this.dialog = dialog;
     this.on = on;
     this.entries = [];
+    this.removed = new Set();
     this.next = null;
     this.current = null;
     this.asked = 0;
@@ -92,6 +93,8 @@ export class Sidebar {
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
     const groups = new Map();
     for (const entry of this.entries) {
+      // An answer to an earlier question may still list what was deleted since.
+      if (this.removed.has(entry.id)) continue;
       const day = dayName(entry.updated_at);
       groups.set(day, [...(groups.get(day) ?? []), entry]);
     }
@@ -166,7 +169,7 @@ export class Sidebar {
     if (!(await confirmed(this.dialog, `“${entry.title}” and all its messages will be gone for good.`))) return;
     try {
       await postForm(`/c/${entry.id}/delete`);
-      this.entries = this.entries.filter((each) => each.id !== entry.id);
+      this.removed.add(entry.id);
       this.draw();
       this.on.deleted(entry.id);
     } catch (failed) {

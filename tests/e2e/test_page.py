@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from tests.e2e.page import Person, Running, chromium, last_answer, signed_in, stored, wait_end, wait_text, write
 
@@ -188,6 +188,24 @@ def test_deleting_while_it_answers_leaves_a_clean_page(page: Page) -> None:
     expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     expect(page.locator(".row a", has_text="Gone in a moment.")).to_have_count(0)
+
+
+def test_a_list_read_before_a_delete_does_not_bring_the_chat_back(page: Page) -> None:
+    write(page, "Gone while the list is read.")
+    wait_end(page)
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/c/?q=read", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/c/?q=read"):
+        page.get_by_label("Search chats").fill("read")
+    page.get_by_role("button", name="Delete Gone while the list is read.").click()
+    with page.expect_response("**/delete"):
+        page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".row a")).to_have_count(0)
+    with page.expect_response("**/c/?q=read"):
+        for route, response in held:
+            route.fulfill(response=response)
+    page.wait_for_timeout(200)
+    expect(page.locator(".row a")).to_have_count(0)
 
 
 def test_search_finds_a_chat(page: Page) -> None:
