@@ -90,7 +90,7 @@ def _database() -> dict[str, Any]:
     if not ENV["DATABASE_URL"] or ENV["DATABASE_URL"].startswith("sqlite"):
         parsed = dj_database_url.parse(ENV["DATABASE_URL"]) if ENV["DATABASE_URL"] else {}
         return {
-            "ENGINE": "django.db.backends.sqlite3",
+            "ENGINE": "chatproject.sqlite",
             "NAME": parsed.get("NAME") or VAR_DIR / "chatproject.sqlite3",
             # A file, because threads share no database in memory; one per run, because runs share a machine.
             # Opening costs more than most queries; a file that is open needs no check of its health.

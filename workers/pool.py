@@ -67,15 +67,15 @@ class EnginePool(BasePool):
         """Do nothing: Celery calls Job.terminate next."""
 
     def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job:
-        """Take a request: acknowledge it at once, then begin its sequence."""
+        """Take a request: begin its sequence, then tell Celery, whose events and log lines can wait."""
         claim = self.claims.pop(args[1])
         job = self.jobs[claim.request.generation_id] = Job(self, trace, args, callback.__self__, claim)
-        accept_callback(os.getpid(), job.started)
         try:
             self.runtime.begin(claim)
         except Exception:  # raised on, it would end the worker
             log.exception("generation %s is left to its lease", job.id)
             self._ended(job.id, job.run, "failed")
+        accept_callback(os.getpid(), job.started)
         return job  # Celery keeps only a weak reference
 
     def hand_back(self, job: Job, why: str) -> None:

@@ -22,7 +22,7 @@ from chatproject.contract.names import Lane
 from workers.errors import Expired
 
 Entry = tuple[str, dict[str, str]]  # id, fields
-_EXPIRED = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED])
+_EXPIRED: Final = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED]).entry()
 AWAY = (redis.RedisError, OSError)
 # Of one call. After a loss whole logs are written again, and Redis serves nobody during a call.
 MOST_FIELDS: Final = 4_096
@@ -90,7 +90,7 @@ class Store:
         given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises ContractError as
         `claim` does.
         """
-        terms = [cost, int(takes_last), *flat(_EXPIRED.entry())]
+        terms = [cost, int(takes_last), *flat(_EXPIRED)]
         answer = self._claim(model, candidate.lane, candidate.generation_id, slot, boot, *terms)
         if answer[0] == "expired":
             raise Expired(candidate.generation_id)

@@ -57,7 +57,12 @@ def priority_of(lane: Lane, *, broker_url: str) -> int:
 
 def redis_lists(queue: str) -> list[str]:
     """Return the Redis lists in which the tickets of ``queue`` lie, one per priority."""
-    return [queue if step == 0 else f"{queue}{TRANSPORT_OPTIONS['sep']}{step}" for step in sorted(PRIORITY.values())]
+    return [redis_list(queue, priority) for priority in sorted(PRIORITY.values())]
+
+
+def redis_list(queue: str, priority: int) -> str:
+    """Return the Redis list in which the tickets of ``queue`` with that priority lie."""
+    return queue if priority == 0 else f"{queue}{TRANSPORT_OPTIONS['sep']}{priority}"
 
 
 def channel_layer(redis_url: str) -> dict[str, Any]:

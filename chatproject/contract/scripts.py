@@ -76,10 +76,11 @@ def _script(name: str, keys: str, args: str, body: str) -> Script:
     return Script(name=name, keys=tuple(keys.split()), args=tuple(args.split()), source=common + body)
 
 
-# `about` is str(fairness.About); without it the request is read for it, which takes Redis longer.
+# `about` is str(fairness.About); without it the request is read for it, which takes Redis longer. With `tickets`, the
+# list where workers find them, `ticket` is put there in the same step, if the message waits.
 # -> waiting | leased | ended
 ENQUEUE: Final = _script(
-    "enqueue", "req wait lease gen", "id request score request_ms [about]",
+    "enqueue", "req wait lease gen [tickets]", "id request score request_ms [about ticket]",
     """
 local _, _, _, kind = tail(KEYS[4])
 if is_ended(kind) then return 'ended' end
@@ -87,6 +88,7 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then return 'leased' end
 redis.call('ZADD', KEYS[2], 'NX', ARGV[3], ARGV[1])
 line_up(lane_of(KEYS[2]), ARGV[1], redis.call('ZSCORE', KEYS[2], ARGV[1]), ARGV[5] or about_of(ARGV[2]))
+if KEYS[5] then redis.call('LPUSH', KEYS[5], ARGV[6]) end
 return 'waiting'
 """,
 )  # fmt: skip

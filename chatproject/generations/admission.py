@@ -179,8 +179,7 @@ def _fit(draft: Draft, model: ServedModel, status: ModelStatus | None) -> tuple[
 
 
 def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
-    mine = Generation.objects.filter(user=user)
-    if limits.concurrent is not None and mine.filter(status=Status.ACCEPTED).count() >= limits.concurrent:
+    if limits.concurrent is not None and _running(user) >= limits.concurrent:
         raise Refused(
             Refusal.TOO_MANY_RUNNING,
             f"Your plan allows {limits.concurrent} answers at a time. Wait for one to end, or stop one.",
@@ -188,7 +187,8 @@ def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
         )
     if limits.requests_per_minute is not None:
         since = now - timedelta(minutes=1)
-        recent = list(mine.filter(accepted_at__gt=since).order_by("-accepted_at").values_list("accepted_at", flat=True))
+        mine = Generation.objects.filter(user=user, accepted_at__gt=since)
+        recent = list(mine.order_by("-accepted_at").values_list("accepted_at", flat=True))
         if len(recent) >= limits.requests_per_minute:
             index = limits.requests_per_minute - 1
             wait_s = 60.0 if index < 0 else max(1.0, (recent[index] - since).total_seconds())
@@ -197,6 +197,10 @@ def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
                 f"Your plan allows {limits.requests_per_minute} requests per minute. Try again in {wait_s:.0f} s.",
                 retry_after_s=round(wait_s, 1),
             )
+
+
+def _running(user: User) -> int:
+    return Generation.objects.filter(user=user, status=Status.ACCEPTED).count()
 
 
 def _num_unanswered(user: User, model: str) -> int:

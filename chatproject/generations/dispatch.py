@@ -18,7 +18,7 @@ from chatproject.celery import app
 from chatproject.contract import broker, names
 from chatproject.contract.messages import GenerationRequest
 from chatproject.contract.names import Lane
-from chatproject.generations import scripts
+from chatproject.generations import scripts, tickets
 
 log = logging.getLogger(__name__)
 AWAY = (redis.RedisError, OperationalError, OSError)
@@ -52,8 +52,7 @@ def ask_to_store(generation_id: str) -> None:
 
 def _announce(request: GenerationRequest, then: Callable[[], None]) -> None:
     try:
-        if scripts.enqueue(request) == "waiting":
-            ring(request.model, request.lane)
+        scripts.enqueue(request, tickets.make(request.model, request.lane))
     except AWAY as error:
         log.warning("generation %s waits for the sweeper: %r", request.generation_id, error)
     except Exception:

@@ -16,6 +16,7 @@ from chatproject.contract import names, scripts
 from chatproject.contract.fairness import About
 from chatproject.contract.frames import End
 from chatproject.contract.messages import Control, GenerationRequest
+from chatproject.generations.tickets import Ticket
 
 
 @functools.cache
@@ -32,17 +33,17 @@ def flat(fields: Mapping[str, str]) -> list[str]:
     return [part for pair in fields.items() for part in pair]
 
 
-def enqueue(request: GenerationRequest) -> Literal["waiting", "leased", "ended"]:
-    """Put an accepted generation among those that wait, once."""
+def enqueue(request: GenerationRequest, ticket: Ticket | None = None) -> Literal["waiting", "leased", "ended"]:
+    """Put an accepted generation among those that wait, once; if it waits then, ``ticket`` is sent in the same step."""
     id_ = request.generation_id
     keys = [
         names.request_key(id_), names.wait_key(request.model, request.lane), names.lease_key(id_), names.log_key(id_)
     ]  # fmt: skip
-    answer: Literal["waiting", "leased", "ended"] = _call(
-        scripts.ENQUEUE,
-        keys,
-        [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS, str(About.of(request))],
-    )
+    args = [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS, str(About.of(request))]
+    if ticket is not None:
+        keys.append(ticket.key)
+        args.append(ticket.message)
+    answer: Literal["waiting", "leased", "ended"] = _call(scripts.ENQUEUE, keys, args)
     return answer
 
 

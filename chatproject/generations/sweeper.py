@@ -23,7 +23,7 @@ from chatproject import redis_client
 from chatproject.contract import broker, names
 from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.frames import End
-from chatproject.generations import dispatch, scripts, selectors, services
+from chatproject.generations import dispatch, scripts, selectors, services, tickets
 from chatproject.generations.models import Generation, Status
 
 log = logging.getLogger(__name__)
@@ -147,8 +147,7 @@ class Sweeper:
             return
         log.info("generation %s goes back to the queue (attempt %d, deaths %d)", row.id, attempt, deaths)
         request = selectors.request_of(row)
-        if scripts.enqueue(request) == "waiting":
-            dispatch.ring(request.model, request.lane)
+        scripts.enqueue(request, tickets.make(request.model, request.lane))
 
 
 def _leased(ids: Sequence[str]) -> dict[str, bool]:

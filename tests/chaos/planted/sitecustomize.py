@@ -157,6 +157,7 @@ def _start() -> None:
     control = os.environ["CHAOS_CONTROL"]
     changes = links.changes(control)
     changes["kombu.transport.redis"] = functools.partial(tickets.unreliable, control=control)
+    changes["chatproject.generations.scripts"] = functools.partial(tickets.unreliable_accepts, control=control)
     if os.environ.get("CHAOS_REDIS") == "memory":
         changes["chatproject.ops.up.redis_server"] = _no_log_file
     if links.role_of(sys.orig_argv) == "worker":

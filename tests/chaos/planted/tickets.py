@@ -23,29 +23,57 @@ def count_file(control: str | Path) -> Path:
     return Path(control).with_name("tickets.count")
 
 
+class _Post:
+    """What becomes of each message."""
+
+    def __init__(self, control: str) -> None:
+        self._order, self._count = order_file(control), count_file(control)
+        self._earlier: dict[str, collections.deque[Any]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=REMEMBERED)
+        )
+
+    def times(self, queue: str, message: Any) -> tuple[bool, list[Any]]:
+        """Return whether the message is sent at all, and what is sent again after it."""
+        try:
+            wanted = self._order.read_text()
+        except OSError:
+            wanted = ""
+        again = [message, *self._earlier[queue]] if wanted == "repeat" else []
+        self._earlier[queue].append(message)
+        if wanted:
+            with self._count.open("a") as counted:
+                counted.write("." * (len(again) or 1))
+        return wanted != "drop", again
+
+
 def unreliable(module: ModuleType, control: str) -> None:
     """Change `kombu.transport.redis`: what is put into the queues of workers and records obeys the order."""
-    put = module.Channel._put
-    order, count = order_file(control), count_file(control)
-    earlier: dict[str, collections.deque[Any]] = collections.defaultdict(lambda: collections.deque(maxlen=REMEMBERED))
+    put, post = module.Channel._put, _Post(control)
 
     def put_or_not(self: Any, queue: str, message: Any, **options: Any) -> None:
         if not queue.startswith(("generate.", "records")) or queue.endswith(".pidbox"):
             return put(self, queue, message, **options)
-        try:
-            wanted = order.read_text()
-        except OSError:
-            wanted = ""
-        again = [message, *earlier[queue]] if wanted == "repeat" else []
-        earlier[queue].append(message)
-        if wanted:
-            with count.open("a") as counted:
-                counted.write("." * (len(again) or 1))
-        if wanted == "drop":
-            return None
-        put(self, queue, message, **options)
+        is_sent, again = post.times(queue, message)
+        if is_sent:
+            put(self, queue, message, **options)
         for each in again:
             put(self, queue, each, **options)
         return None
 
     module.Channel._put = put_or_not
+
+
+def unreliable_accepts(module: ModuleType, control: str) -> None:
+    """Change `chatproject.generations.scripts`: the ticket that is sent with a message obeys the order, too."""
+    enqueue, post = module.enqueue, _Post(control)
+
+    def enqueue_or_not(request: Any, ticket: Any = None) -> Any:
+        if ticket is None:
+            return enqueue(request)
+        is_sent, again = post.times(ticket.key, ticket)
+        answer = enqueue(request, ticket if is_sent else None)
+        for each in again:
+            module.redis_client.client().lpush(each.key, each.message)
+        return answer
+
+    module.enqueue = enqueue_or_not

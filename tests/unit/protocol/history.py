@@ -22,6 +22,7 @@ from chatproject.contract import broker, frames, names
 from chatproject.contract.errors import ContractError
 from chatproject.contract.frames import Frame
 from chatproject.contract.messages import Turn
+from chatproject.contract.names import PRIORITY, Lane
 from chatproject.generations import (
     admission,
     announcer,
@@ -32,8 +33,10 @@ from chatproject.generations import (
     services,
     sweeper,
     tasks,
+    tickets,
 )
 from chatproject.generations.models import Generation, Status
+from chatproject.generations.tickets import Ticket
 from tests.unit.protocol.reader import Reader
 from tests.unit.protocol.virtual_redis import VirtualRedis
 from tests.unit.protocol.worker import Worker, make_publisher
@@ -105,7 +108,7 @@ class History:
 
     def send(self, queue: str, text: str) -> None:
         """Celery's send: raises when the broker is away."""
-        key = queue if queue == names.RECORDS_QUEUE else f"{queue}\x06\x163"
+        key = queue if queue == names.RECORDS_QUEUE else _tickets_of(queue)
         if queue == names.RECORDS_QUEUE or self.world.now >= self.tickets_lost_until:
             self.redis.lpush(key, text)
 
@@ -225,6 +228,7 @@ class History:
             patch.setattr(module, "time", SimpleNamespace(monotonic=self.world.monotonic))
         patch.setattr(dispatch, "_threads", SimpleNamespace(submit=self._submit))
         patch.setattr(dispatch, "app", SimpleNamespace(send_task=self._send_task))
+        patch.setattr(tickets, "make", self._ticket)
         patch.setattr(model_states, "latest", lambda slug: None)
         patch.setattr(backlog, "check", lambda *_: None)
         patch.setattr(backlog, "check_user", lambda model, count: None)
@@ -238,6 +242,12 @@ class History:
     def _send_task(self, name: str, *, args: Any = ("-",), queue: str, **_: Any) -> None:
         assert not connection.in_atomic_block, "Redis is asked inside a transaction"
         self.send(queue, args[0])
+
+    def _ticket(self, model: str, lane: str) -> Ticket | None:
+        assert not connection.in_atomic_block, "Redis is asked inside a transaction"
+        return (
+            None if self.world.now < self.tickets_lost_until else Ticket(_tickets_of(names.generate_queue(model)), "-")
+        )
 
     def _announce(self, channels: list[str], sent: list[Frame]) -> None:
         for channel in channels:
@@ -293,6 +303,10 @@ class _Note(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.errors.append(f"{record.getMessage()}: {record.exc_info[1]!r}" if record.exc_info else record.getMessage())
+
+
+def _tickets_of(queue: str) -> str:
+    return broker.redis_list(queue, PRIORITY[Lane.INTERACTIVE])
 
 
 def _ignore(**_: Any) -> None:

@@ -1,0 +1,40 @@
+"""Tickets made ahead are what Celery would send, and lie where kombu would put them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+
+from chatproject.contract import broker, names
+from chatproject.contract.names import Lane
+from chatproject.generations import dispatch, tickets
+
+pytestmark = pytest.mark.needs("redis")
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_ticket_is_what_celery_sends(lane: Lane, server: redis.Redis) -> None:
+    dispatch.ring("demo", lane)
+    [key] = [key for key in broker.redis_lists(names.generate_queue("demo")) if server.exists(key)]
+    sent = json.loads(server.rpop(key))
+    ticket = tickets.make("demo", lane)
+    made = json.loads(ticket.message)
+    assert ticket.key == key
+    for message in (sent, made):
+        assert message["headers"]["id"] == message["headers"]["root_id"] == message["properties"]["correlation_id"]
+        for field in ("id", "root_id", "origin"):
+            del message["headers"][field]
+        for field in ("correlation_id", "delivery_tag", "reply_to"):
+            del message["properties"][field]
+    assert made == sent
+
+
+def test_no_two_tickets_are_the_same(server: redis.Redis) -> None:
+    ids, tags = set(), set()
+    for _ in range(100):
+        message = json.loads(tickets.make("demo", Lane.VIP).message)
+        ids.add(message["headers"]["id"])
+        tags.add(message["properties"]["delivery_tag"])
+    assert len(ids) == len(tags) == 100
