@@ -19,7 +19,7 @@ from django import db
 from django.db.models import F
 from django.utils import timezone
 
-from chatproject import redis_client
+from chatproject import redis_client, sqlite
 from chatproject.contract import broker, names
 from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.frames import End
@@ -59,6 +59,7 @@ class Sweeper:
         while not self._stopped.wait(PERIOD_S):
             try:
                 self.sweep()
+                sqlite.checkpoint()
             except dispatch.AWAY as error:
                 self._missing_since.clear()
                 log.warning("sweep: Redis is away: %r", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from django.db import OperationalError
 from django.db.utils import ConnectionHandler
 
+from chatproject import sqlite
 from chatproject.sqlite import base
 
 
@@ -82,6 +84,23 @@ def test_a_writer_gives_up_and_can_write_later(mine: Any) -> None:
         mine.cursor().execute("INSERT INTO words VALUES ('later')")
     with mine.cursor() as cursor:
         assert cursor.execute("SELECT word FROM words").fetchall() == [("later",)]
+
+
+def test_a_checkpoint_moves_what_was_committed_into_the_file(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with writing(mine):
+        mine.cursor().execute("INSERT INTO words VALUES ('moved')")
+    path = mine.settings_dict["NAME"]
+
+    def words_of_the_file() -> list[Any]:
+        alone = path.with_name("alone.sqlite3")
+        alone.write_bytes(path.read_bytes())  # without its log
+        with contextlib.closing(sqlite3.connect(alone)) as connection:
+            return connection.execute("SELECT name FROM sqlite_master").fetchall()
+
+    assert words_of_the_file() == []
+    monkeypatch.setattr("chatproject.sqlite.connection", mine)
+    sqlite.checkpoint()
+    assert words_of_the_file() == [("words",)]
 
 
 def test_writers_in_threads_lose_nothing(mine: Any) -> None:
