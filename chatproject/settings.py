@@ -99,11 +99,8 @@ def _database() -> dict[str, Any]:
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
-                # The sweeper copies the log into the file; a commit does it only when nobody has for 40 MB.
-                "init_command": (
-                    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=20000;"
-                    " PRAGMA wal_autocheckpoint=10000;"
-                ),
+                # The sweeper copies the log into the file; a commit does it only where the log is longer than 40 MB.
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=10000;",
             },
         }
     settings: dict[str, Any] = dict(dj_database_url.parse(ENV["DATABASE_URL"], conn_max_age=0, conn_health_checks=True))

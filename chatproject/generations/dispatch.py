@@ -1,6 +1,6 @@
-"""After the commit: put the generation among those that wait, and ring for a worker.
+"""After the commit: put the generation among those that wait, with a ticket for a worker.
 
-Both may fail: the sweeper finds an accepted row that nobody knows of. Runs in threads of its own, because a broker
+It may fail: the sweeper finds an accepted row that nobody knows of. Runs in threads of its own, because a broker
 that is away blocks a caller for seconds. Knows no sockets.
 """
 
@@ -27,8 +27,18 @@ _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
 
 
 def announce(request: GenerationRequest, then: Callable[[], None]) -> None:
-    """Enqueue and ring, later and elsewhere, then call ``then``, however it went. Never raises and never waits."""
+    """Enqueue, later and elsewhere, then call ``then``, however it went. Never raises and never waits."""
     _threads.submit(_announce, request, then)
+
+
+def enqueue(request: GenerationRequest) -> None:
+    """Put an accepted generation among those that wait, and its ticket into the workers' queue. Raises one of AWAY."""
+    try:
+        ticket = tickets.make(request.model, request.lane)
+    except Exception:
+        log.exception("generation %s waits without a ticket", request.generation_id)
+        ticket = None  # whoever looks for those rings within a second
+    scripts.enqueue(request, ticket)
 
 
 def ring(model: str, lane: Lane | str) -> None:
@@ -52,7 +62,7 @@ def ask_to_store(generation_id: str) -> None:
 
 def _announce(request: GenerationRequest, then: Callable[[], None]) -> None:
     try:
-        scripts.enqueue(request, tickets.make(request.model, request.lane))
+        enqueue(request)
     except AWAY as error:
         log.warning("generation %s waits for the sweeper: %r", request.generation_id, error)
     except Exception:

@@ -3,7 +3,7 @@
 Every second, in a thread of each records process, any number of them. An accepted row that neither waits, nor is
 leased, nor has ended in two looks 2 s apart goes back to the queue by one conditional UPDATE; one look is enough where
 a supervisor saw the worker die. Any Redis error makes the looks start over, because what was not seen is not gone. Also
-stores ends nobody stored, expires, and repeats stops.
+stores ends nobody stored, expires, and repeats stops; and copies SQLite's log into its file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chatproject import redis_client, sqlite
 from chatproject.contract import broker, names
 from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.frames import End
-from chatproject.generations import dispatch, scripts, selectors, services, tickets
+from chatproject.generations import dispatch, scripts, selectors, services
 from chatproject.generations.models import Generation, Status
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ class Sweeper:
         while not self._stopped.wait(PERIOD_S):
             try:
                 self.sweep()
-                sqlite.checkpoint()
             except dispatch.AWAY as error:
                 self._missing_since.clear()
                 log.warning("sweep: Redis is away: %r", error)
@@ -67,6 +66,10 @@ class Sweeper:
                 log.warning("sweep: the database is away: %r", error)
             except Exception:
                 log.exception("sweep")
+            try:
+                sqlite.checkpoint()
+            except db.Error as error:
+                log.warning("SQLite's log is not copied: %r", error)
             finally:
                 db.connections.close_all()
 
@@ -148,7 +151,7 @@ class Sweeper:
             return
         log.info("generation %s goes back to the queue (attempt %d, deaths %d)", row.id, attempt, deaths)
         request = selectors.request_of(row)
-        scripts.enqueue(request, tickets.make(request.model, request.lane))
+        dispatch.enqueue(request)
 
 
 def _leased(ids: Sequence[str]) -> dict[str, bool]:
@@ -195,8 +198,8 @@ def _ring_for_waiting(models: set[str]) -> None:
     client = redis_client.client()
     for model in models:
         lanes = [(lane, client.zcard(names.wait_key(model, lane))) for lane in names.LANES]
-        tickets = sum(client.llen(key) for key in broker.redis_lists(names.generate_queue(model)))
-        missing = sum(count for _, count in lanes) - tickets
+        num_tickets = sum(client.llen(key) for key in broker.redis_lists(names.generate_queue(model)))
+        missing = sum(count for _, count in lanes) - num_tickets
         for lane, count in lanes:
             for _ in range(min(missing, count, 32)):
                 dispatch.ring(model, lane)

@@ -1,24 +1,26 @@
 """Tickets as Celery messages made ahead, so that a message is enqueued and rung for in one step of Redis.
 
 Celery takes longer to send a ticket than all else between the commit and the claim. So it makes one for each model and
-lane, over kombu's transport in memory, and each ticket is that one with ids of its own. Where nobody waits for it, a
-ticket goes by `dispatch.ring`.
+lane, over kombu's transport in memory, and each ticket is that one with ids of its own. `dispatch.ring` sends those for
+who waits without one.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import threading
 import uuid
 from typing import Final, NamedTuple
 
-from django.conf import settings
 from kombu.connection import Connection
 
 from chatproject.celery import app
 from chatproject.contract import broker, names
-from chatproject.contract.names import Lane
+from chatproject.contract.names import PRIORITY, Lane
 
+# kombu keeps what lies in memory once for the process, whoever put it there.
+_forming = threading.Lock()
 _ID: Final = "00000000-0000-4000-8000-000000000001"
 _TAG: Final = "00000000-0000-4000-8000-000000000002"
 
@@ -39,12 +41,12 @@ def make(model: str, lane: Lane | str) -> Ticket:
 @functools.cache
 def _form(model: str, lane: Lane) -> tuple[str, str]:
     """Return the list, and a message with `_ID` and `_TAG` in the places of its ids."""
-    queue, priority = names.generate_queue(model), broker.priority_of(lane, broker_url=settings.REDIS_URL)
-    with Connection("memory://") as connection:
+    queue = names.generate_queue(model)
+    with _forming, Connection("memory://") as connection:
         app.send_task(
-            names.GENERATE_TASK, task_id=_ID, queue=queue, priority=priority, retry=False, ignore_result=True,
+            names.GENERATE_TASK, task_id=_ID, queue=queue, priority=PRIORITY[lane], retry=False, ignore_result=True,
             connection=connection,
         )  # fmt: skip
         message = connection.default_channel._get(queue)
     message["properties"]["delivery_tag"] = _TAG
-    return broker.redis_list(queue, priority), json.dumps(message)
+    return broker.redis_list(queue, PRIORITY[lane]), json.dumps(message)

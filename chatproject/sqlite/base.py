@@ -18,7 +18,10 @@ STEPS: Final = ((0.02, 0.0005), (0.2, 0.002), (float("inf"), 0.01))
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """One connection. Where it writes without a transaction, SQLite's own waiting is as it was."""
+    """One connection. Where it writes without a transaction, SQLite's own waiting is as it was.
+
+    The BEGIN itself goes past Django's cursors, so a query log lacks it.
+    """
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return the parameters of `sqlite3.connect`; its timeout is that of a wait for another transaction, too."""
@@ -28,6 +31,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @async_unsafe
     def _start_transaction_under_autocommit(self) -> None:
+        self.validate_thread_sharing()
         if self.connection is None or self.transaction_mode != "IMMEDIATE":  # type: ignore[attr-defined]
             super()._start_transaction_under_autocommit()  # type: ignore[misc]
             return
@@ -43,7 +47,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
                     connection.execute("BEGIN IMMEDIATE")
                 except sqlite3.OperationalError as error:
                     waited_s = time.monotonic() - began
-                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited_s > self._longest_s:
+                    # No waiting helps a connection that still reads what others have changed since (BUSY_SNAPSHOT).
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or waited_s > self._longest_s:
                         raise
                     time.sleep(next(step_s for until_s, step_s in STEPS if waited_s < until_s))
                 else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,29 +44,30 @@ def busy_timeout(connection: Any) -> int:
 def writing(connection: Any) -> Iterator[None]:
     """A transaction, as `transaction.atomic` begins and ends one."""
     connection.set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)
-    yield
-    connection.commit()
-    connection.set_autocommit(True)
+    try:
+        yield
+        connection.commit()
+    finally:
+        connection.set_autocommit(True)
 
 
 def test_a_writer_looks_again_soon_and_then_less_often(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = sqlite3.connect(mine.settings_dict["NAME"], isolation_level=None, check_same_thread=False)
+    other = sqlite3.connect(mine.settings_dict["NAME"], isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     slept: list[float] = []
-    sleep = time.sleep
 
-    def note(step_s: float) -> None:
+    def sleep(step_s: float) -> None:
         slept.append(step_s)
-        if len(slept) == 20:
+        if len(slept) == 60:
             other.execute("COMMIT")
-        sleep(step_s)
 
-    monkeypatch.setattr(base.time, "sleep", note)
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=sleep))
     with writing(mine):
         mine.cursor().execute("INSERT INTO words VALUES ('kept')")
-    assert len(slept) == 20
+    assert len(slept) == 60
     assert max(slept[:10]) <= 0.001
     assert slept == sorted(slept)
+    assert slept[-1] > slept[0]
     assert other.execute("SELECT word FROM words").fetchall() == [("kept",)]
     assert busy_timeout(mine) == 300
     other.close()
@@ -84,6 +85,19 @@ def test_a_writer_gives_up_and_can_write_later(mine: Any) -> None:
         mine.cursor().execute("INSERT INTO words VALUES ('later')")
     with mine.cursor() as cursor:
         assert cursor.execute("SELECT word FROM words").fetchall() == [("later",)]
+
+
+def test_a_reader_of_what_is_past_does_not_wait_in_vain(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with writing(mine):
+        mine.cursor().execute("INSERT INTO words VALUES ('one'), ('two')")
+    reading = mine.connection.execute("SELECT word FROM words")
+    reading.fetchone()
+    with contextlib.closing(sqlite3.connect(mine.settings_dict["NAME"], isolation_level=None)) as other:
+        other.execute("INSERT INTO words VALUES ('three')")
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=pytest.fail))
+    with pytest.raises(OperationalError, match="locked"), writing(mine):
+        pass
+    reading.close()
 
 
 def test_a_checkpoint_moves_what_was_committed_into_the_file(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +127,7 @@ def test_writers_in_threads_lose_nothing(mine: Any) -> None:
                 connection.cursor().execute("INSERT INTO words VALUES (%s)", [f"{name} {number}"])
         connection.close()
 
-    threads = [threading.Thread(target=write_many, args=[name]) for name in "abcd"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_many, "abcd"))
     with mine.cursor() as cursor:
         assert cursor.execute("SELECT COUNT(DISTINCT word) FROM words").fetchone() == (200,)

@@ -15,6 +15,7 @@ from chatproject.contract.frames import End, Frame
 from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
 from chatproject.contract.names import Lane
 from chatproject.generations import scripts, sweeper
+from chatproject.generations.tickets import Ticket
 from workers.store import Claim, Store
 
 pytestmark = pytest.mark.needs("redis")
@@ -52,6 +53,18 @@ def append(store: Store, held: Claim, expected: str, *entries: tuple[str, dict[s
 
 def log_of(server: redis.Redis, asked: GenerationRequest) -> frames.Log:
     return frames.fold(asked.generation_id, server.xrange(names.log_key(asked.generation_id)))
+
+
+def test_who_waits_gets_a_ticket_in_the_same_step_and_nobody_else(store: Store, server: redis.Redis) -> None:
+    asked = request()
+    assert scripts.enqueue(asked, Ticket("tickets", "first")) == "waiting"
+    assert server.lrange("tickets", 0, -1) == ["first"]
+    assert scripts.enqueue(request()) == "waiting"
+    held = claimed(store, asked)
+    assert scripts.enqueue(asked, Ticket("tickets", "second")) == "leased"
+    assert append(store, held, f"{held.lease.run}-0", entry(held.lease.run, 1, "end", end=DONE)) == "ok"
+    assert scripts.enqueue(asked, Ticket("tickets", "third")) == "ended"
+    assert server.lrange("tickets", 0, -1) == ["first"]
 
 
 def test_one_of_two_workers_gets_a_waiting_generation(store: Store) -> None:

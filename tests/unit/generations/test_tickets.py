@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
 from chatproject.contract import broker, names
-from chatproject.contract.names import Lane
+from chatproject.contract.names import PRIORITY, Lane
 from chatproject.generations import dispatch, tickets
 
 pytestmark = pytest.mark.needs("redis")
@@ -38,3 +42,28 @@ def test_no_two_tickets_are_the_same(server: redis.Redis) -> None:
         ids.add(message["headers"]["id"])
         tags.add(message["properties"]["delivery_tag"])
     assert len(ids) == len(tags) == 100
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """The interpreter turns to another thread a thousand times as often."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_that_form_tickets_at_once_do_not_mix_them() -> None:
+    barrier = threading.Barrier(len(Lane))
+
+    def form(lane: Lane) -> list[str]:
+        barrier.wait()
+        return [tickets.make(f"model{number}", lane).message for number in range(50)]
+
+    with ThreadPoolExecutor(len(Lane)) as threads:
+        for lane, messages in zip(Lane, threads.map(form, Lane), strict=True):
+            for number, message in enumerate(messages):
+                properties = json.loads(message)["properties"]
+                assert properties["priority"] == PRIORITY[lane]
+                assert properties["delivery_info"]["routing_key"] == names.generate_queue(f"model{number}")
