@@ -201,12 +201,13 @@ def test_a_list_read_before_a_delete_does_not_bring_the_chat_back(page: Page) ->
     page.get_by_role("button", name="Delete Gone while the list is read.").click()
     with page.expect_response("**/delete"):
         page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.locator(".row a")).to_have_count(0)
+    deleted = page.locator(".row a", has_text="Gone while the list is read.")
+    expect(deleted).to_have_count(0)
     [(route, response)] = held
     with page.expect_response("**/c/?q=read"):
         route.fulfill(response=response)
     page.evaluate("fetch('/livez').then(() => new Promise(requestAnimationFrame))")  # it is drawn by then
-    expect(page.locator(".row a")).to_have_count(0, timeout=1)
+    expect(deleted).to_have_count(0, timeout=1)
 
 
 def test_search_finds_a_chat(page: Page) -> None:
