@@ -68,7 +68,7 @@ class Sweeper:
                 log.exception("sweep")
             try:
                 sqlite.checkpoint()
-            except db.Error as error:
+            except Exception as error:
                 log.warning("SQLite's log is not copied: %r", error)
             finally:
                 db.connections.close_all()

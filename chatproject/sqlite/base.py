@@ -47,11 +47,15 @@ class DatabaseWrapper(base.DatabaseWrapper):
                     connection.execute("BEGIN IMMEDIATE")
                 except sqlite3.OperationalError as error:
                     waited_s = time.monotonic() - began
-                    # No waiting helps a connection that still reads what others have changed since (BUSY_SNAPSHOT).
-                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or waited_s > self._longest_s:
+                    if not _may_pass(error.sqlite_errorcode) or waited_s > self._longest_s:
                         raise
                     time.sleep(next(step_s for until_s, step_s in STEPS if waited_s < until_s))
                 else:
                     return
         finally:
             connection.execute(f"PRAGMA busy_timeout = {int(self._longest_s * 1000)}")
+
+
+def _may_pass(code: int) -> bool:
+    # The low byte is the kind of error. No waiting helps a connection that still reads what others have changed since.
+    return code & 0xFF == sqlite3.SQLITE_BUSY and code != sqlite3.SQLITE_BUSY_SNAPSHOT
