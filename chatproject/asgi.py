@@ -9,9 +9,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatproject.settings")
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
+from chatproject.garbage import collect_rarely
+
 # First, because it loads the apps that the rest imports.
 http = get_asgi_application()
 
+from chatproject import urls  # noqa: E402, F401 - else the first request imports all that it names
 from chatproject.chat.routing import websocket  # noqa: E402
 
 application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+collect_rarely()
