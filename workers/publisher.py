@@ -32,7 +32,9 @@ RETRY_S: Final = 1.0
 STORE_AGAIN_S: Final = 2.0  # twice as much each time ...
 STORE_LATE_S: Final = 16.0  # ... up to this
 SHUTDOWN_S: Final = 5.0
-COMPANIES: Final = 6  # of streams in a window
+# A window's streams go in companies, each one write and one message; in many only when they would be large.
+COMPANIES: Final = (3, 6)
+COMPANY: Final = 64
 AT_ONCE: Final = 128  # streams in a pipeline: with hundreds, the first would wait for the last
 
 
@@ -224,7 +226,8 @@ class Publisher:
         """Send what Redis has taken: one message per web process."""
         by_channel: dict[str, list[Frame]] = {}
         # On a grid: streams that are shown together stay together, in a few companies of which each is one message.
-        grid_s = self._flush_s / COMPANIES
+        few, many = COMPANIES
+        grid_s = self._flush_s / min(many, max(few, len(self._active) // COMPANY))
         due_at = math.ceil((time.monotonic() + self._flush_s) / grid_s) * grid_s if grid_s else 0.0
         for active in due:
             if active.num_logged < len(active.entries) or active.id not in self._active:
