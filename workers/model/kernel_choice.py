@@ -89,7 +89,7 @@ def _cpu_name() -> str:
 
 
 def _path() -> Path:
-    return Path("~/.cache/chatproject/int4_rows_2.json").expanduser()
+    return Path("~/.cache/chatproject/int4_rows_3.json").expanduser()
 
 
 def _read() -> dict[str, int]:

@@ -1,16 +1,17 @@
-"""Layers packed for MKL compute what the plain ones do, in every place of a model and from every number of threads."""
+"""Layers packed for MKL or oneDNN compute what the plain ones do, all over a model and from any number of threads."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from tests.bench.models import random_llama
-from workers.model.prepacked import PrepackedLinear, is_possible, prepack, prepack_all
+from workers.model.prepacked import PrepackedLinear, best_library, is_possible, prepack, prepack_all
 
 pytestmark = pytest.mark.needs("torch", "mkl")
 
@@ -26,17 +27,30 @@ def _threads() -> Iterator[None]:
 @pytest.mark.parametrize("threads", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("shape", [(1,), (2,), (7,), (33,), (300,), (2, 3), ()])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_packed_layer_is_the_plain_one(shape: tuple[int, ...], threads: tuple[int, int], has_bias: bool) -> None:
+@pytest.mark.parametrize("library", ["mkl", "onednn"])
+def test_a_packed_layer_is_the_plain_one(
+    shape: tuple[int, ...], threads: tuple[int, int], has_bias: bool, library: str
+) -> None:
     torch.manual_seed(1)
     torch.set_num_threads(threads[0])
     plain = nn.Linear(96, 160, bias=has_bias).requires_grad_(False)
-    packed = prepack(plain)
-    assert isinstance(packed, PrepackedLinear)
+    assert isinstance(prepack(plain), PrepackedLinear)
+    packed = PrepackedLinear(plain.weight.data, plain.bias, library=library)
     torch.set_num_threads(threads[1])
     x = torch.randn(*shape, 96)
     torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
     strided = torch.randn(*shape, 192)[..., ::2]
     torch.testing.assert_close(packed(strided), plain(strided), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+def test_what_is_not_intels_takes_onednn(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: f"vendor_id\t: {vendor}\n")
+    best_library.cache_clear()
+    try:
+        assert best_library() == ("mkl" if vendor == "GenuineIntel" else "onednn")
+    finally:
+        best_library.cache_clear()
 
 
 def test_nothing_else_is_packed() -> None:
