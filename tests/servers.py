@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -39,11 +40,19 @@ def find_postgresql() -> Path | None:
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that was free a moment ago, and so was the one after it, for a second web process.
+
+    Below those that the kernel gives to connections, which come and go all the time.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, socket.socket() as next_probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                next_probe.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
 
 
 @contextmanager
