@@ -9,7 +9,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chatproject.settings")
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
-from chatproject.garbage import collect_rarely
+from chatproject.garbage import leave_out_what_is_loaded
 
 # First, because it loads the apps that the rest imports.
 http = get_asgi_application()
@@ -18,4 +18,4 @@ from chatproject import urls  # noqa: E402, F401 - else the first request import
 from chatproject.chat.routing import websocket  # noqa: E402
 
 application = ProtocolTypeRouter({"http": http, "websocket": websocket})
-collect_rarely()
+leave_out_what_is_loaded()

@@ -12,8 +12,8 @@ from typing import Final
 THRESHOLDS: Final = (1_000, 10, 10)
 
 
-def collect_rarely() -> None:
-    """Leave out of every later look what there is now; call when all is imported."""
+def leave_out_what_is_loaded() -> None:
+    """Call when all is imported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -31,9 +31,10 @@ class PrepackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.library = library or best_library()
         # By as many threads as may ever compute: a weight that one packed, MKL multiplies by one.
-        operators = torch.ops.mkl._mkl_reorder_linear_weight, torch.ops.mkldnn._reorder_linear_weight
-        reorder = operators[self.library == "onednn"]
-        packed = reorder(weight.contiguous(), _PACKED_FOR_ROWS[self.library])
+        if self.library == "mkl":
+            packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS["mkl"])
+        else:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS["onednn"])
         self.packed = nn.Buffer(packed, persistent=False)
         self.bias = None if bias is None else nn.Buffer(bias, persistent=False)
         # MKL's operator asks the plain weight for its shape alone.
