@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import functools
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
-from django.db import connection
-from django.db.models import AutoField, Field, Model
+from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.models import AutoField, Field, ForeignKey, Model
 
 _M = TypeVar("_M", bound=Model)
+# Values of this very type go into such a field as they are, in every database; others take Django's way.
+_AS_IS: Final[Mapping[str, type]] = {
+    "BooleanField": bool, "CharField": str, "FloatField": float, "IntegerField": int, "PositiveBigIntegerField": int,
+    "PositiveIntegerField": int, "PositiveSmallIntegerField": int, "SlugField": str, "TextField": str,
+}  # fmt: skip
 
 
 def get(model: type[_M], /, **where: Any) -> _M | None:
     """Return the row whose fields (by column attribute, as ``user_id``) equal ``where``; None when there is none."""
-    names, sql, converters = _select(model, tuple(where), connection.alias)
+    names, sql, converters = _select(model, tuple(where), DEFAULT_DB_ALIAS)
     row = execute_one(f"{sql} WHERE {_equal(model, tuple(where))}", values(model, **where))
     if row is None:
         return None
-    found = list(row)
+    found, database = list(row), connections[DEFAULT_DB_ALIAS]
     for index, convert, expression in converters:
-        found[index] = convert(found[index], expression, connection)
-    return model.from_db(connection.alias, names, found)
+        found[index] = convert(found[index], expression, database)
+    return model.from_db(DEFAULT_DB_ALIAS, names, found)
 
 
 class _Held(threading.local):
@@ -57,20 +65,28 @@ def together() -> Iterator[None]:
         execute("; ".join(sql for sql, _ in held), [param for _, params in held for param in params])
 
 
-def insert(*rows: Model) -> None:
+def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Insert rows of one model in one statement. A key that the database counts up is not read back.
 
+    ``instead`` are values as the database takes them, as the text of a JSONField; the rows read these back when asked.
     Raises django.db.IntegrityError, within `together` at its end.
     """
-    fields, columns, places = _insert(type(rows[0]))
-    params = [field.get_db_prep_save(getattr(row, field.attname), connection) for row in rows for field in fields]
-    sql = f"{columns} VALUES {', '.join([places] * len(rows))}"
+    places, columns, marks = _insert(type(rows[0]))
+    database = connections[DEFAULT_DB_ALIAS]
+    params = [
+        instead[name] if name in instead else place.taken(getattr(row, name), database)
+        for row in rows
+        for name, place in places
+    ]
+    sql = f"{columns} VALUES {', '.join([marks] * len(rows))}"
     if _held.inserts is None:
         execute(sql, params)
     else:
         _held.inserts.append((sql, params))
     for row in rows:
-        row._state.adding, row._state.db = False, connection.alias
+        row._state.adding, row._state.db = False, DEFAULT_DB_ALIAS
+        for name in instead:
+            row.__dict__.pop(name, None)  # deferred, as Django has it
 
 
 def update(model: type[Model], where: Mapping[str, Any], /, **changed: Any) -> int:
@@ -81,7 +97,8 @@ def update(model: type[Model], where: Mapping[str, Any], /, **changed: Any) -> i
 
 def values(model: type[Model], /, **fields: Any) -> list[Any]:
     """Return the values as the database takes them, in the order given."""
-    return [_field(model, name).get_db_prep_save(value, connection) for name, value in fields.items()]
+    places, database = _places(model), connections[DEFAULT_DB_ALIAS]
+    return [places[name].taken(value, database) for name, value in fields.items()]
 
 
 def execute(sql: str, params: Sequence[Any]) -> int:
@@ -97,6 +114,38 @@ def execute_one(sql: str, params: Sequence[Any]) -> tuple[Any, ...] | None:
         cursor.execute(sql, params)
         rows = cursor.fetchall()  # a statement left half read would keep SQLite's transaction open
     return rows[0] if rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value goes, and how the database takes it."""
+
+    field: Field[Any, Any]
+    column: str  # quoted
+    kind: type | None  # values of this very type need no conversion
+    is_hex: bool  # but that of a uuid to its digits
+
+    def taken(self, value: Any, database: Any) -> Any:
+        kind = type(value)
+        if value is None:
+            return None
+        if kind is self.kind:  # Django's own way is a dozen calls
+            return value.hex if self.is_hex else value
+        return self.field.get_db_prep_save(value, database)
+
+
+@functools.cache
+def _places(model: type[Model]) -> Mapping[str, _Place]:
+    """Return the places by column attribute."""
+    vendor, places = connection.vendor, {}
+    for field in model._meta.concrete_fields:
+        target = field
+        while isinstance(target, ForeignKey):
+            target = target.target_field
+        is_uuid = target.get_internal_type() == "UUIDField" and vendor in ("sqlite", "postgresql")
+        kind = uuid.UUID if is_uuid else _AS_IS.get(target.get_internal_type())
+        places[field.attname] = _Place(field, _quoted(field.column), kind, is_uuid and vendor == "sqlite")
+    return places
 
 
 @functools.cache
@@ -115,30 +164,21 @@ def _select(
 
 
 @functools.cache
-def _insert(model: type[Model]) -> tuple[list[Field[Any, Any]], str, str]:
-    fields = [field for field in model._meta.concrete_fields if not isinstance(field, AutoField)]
-    columns = ", ".join(_quoted(field.column) for field in fields)
-    return fields, f"INSERT INTO {_table(model)} ({columns})", f"({', '.join(['%s'] * len(fields))})"
+def _insert(model: type[Model]) -> tuple[list[tuple[str, _Place]], str, str]:
+    places = [(name, place) for name, place in _places(model).items() if not isinstance(place.field, AutoField)]
+    columns = ", ".join(place.column for _, place in places)
+    return places, f"INSERT INTO {_table(model)} ({columns})", f"({', '.join(['%s'] * len(places))})"
 
 
 @functools.cache
 def _update(model: type[Model], changed: tuple[str, ...]) -> str:
-    columns = ", ".join(f"{_column(model, name)} = %s" for name in changed)
+    columns = ", ".join(f"{_places(model)[name].column} = %s" for name in changed)
     return f"UPDATE {_table(model)} SET {columns}"  # noqa: S608 - names of our own
 
 
 @functools.cache
 def _equal(model: type[Model], where: tuple[str, ...]) -> str:
-    return " AND ".join(f"{_column(model, name)} = %s" for name in where)
-
-
-@functools.cache
-def _field(model: type[Model], name: str) -> Field[Any, Any]:
-    return next(field for field in model._meta.concrete_fields if field.attname == name)
-
-
-def _column(model: type[Model], name: str) -> str:
-    return _quoted(_field(model, name).column)
+    return " AND ".join(f"{_places(model)[name].column} = %s" for name in where)
 
 
 def _table(model: type[Model]) -> str:

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from chatproject.contract.fairness import BYTES_PER_TOKEN, INPUT_COST, OUTPUT_COST, About
+from chatproject.contract.fairness import BYTES_PER_TOKEN, INPUT_COST, OUTPUT_COST, About, Costs
 from chatproject.contract.names import LANES, Lane
 from workers.store import AWAY, Claim, Store
 
@@ -50,9 +50,14 @@ class Charges:
         self._running: dict[str, _Service] = {}
         self._due: dict[User, float] = {}
 
+    def expected_costs(self) -> Costs:
+        """Return what to charge at a claim: right on average in each lane, or its minimum share would not be."""
+        per_lane = {lane: OUTPUT_COST * length.tokens for lane, length in self._lengths.items()}
+        return Costs(per_byte=INPUT_COST / BYTES_PER_TOKEN, per_lane=per_lane)
+
     def expected_cost(self, lane: Lane, about: About) -> float:
-        """Return what to charge at the claim: right on average in each lane, or its minimum share would not be."""
-        return INPUT_COST * about.num_bytes / BYTES_PER_TOKEN + OUTPUT_COST * self._lengths[lane].tokens
+        """Return what to charge at the claim of one."""
+        return self.expected_costs().of(lane, about)
 
     def begin(self, sequence_id: str, claim: Claim, num_prompt: int) -> None:
         """Count a sequence that goes to the engine. A prompt was paid for by the run that gave its first token."""

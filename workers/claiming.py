@@ -17,10 +17,9 @@ from celery.worker.strategy import default as celery_strategy
 from kombu.message import Message
 
 from chatproject.contract import names
-from chatproject.contract.errors import ContractError
-from chatproject.contract.fairness import Candidate, candidates
-from workers.errors import Expired
-from workers.store import AWAY, Claim
+from chatproject.contract.fairness import Candidate, Costs, WaitingLane, candidates
+from workers.errors import Expired, NotUnderstood
+from workers.store import AWAY, Claim, Store
 
 log = logging.getLogger(__name__)
 # A look sees a few users of each lane and a few of each one's line: others may be claiming the first ones right now.
@@ -62,12 +61,15 @@ def claim_best(runtime: Any, model: str, *, takes_last: bool = True, guest: str 
     if model not in runtime.models:
         return None
     seen: set[str] = set()
+    costs = runtime.charges.expected_costs()
     try:
         for _ in range(LOOKS):
-            lanes = runtime.store.look(model, num_users=NUM_USERS, num_ids=NUM_IDS)
-            found = candidates(lanes, runtime.charges.expected_cost, takes_last=takes_last)
+            lanes = _claim_sole_or_look(runtime, model, costs, takes_last)
+            if isinstance(lanes, Claim):
+                return lanes
+            found = candidates(lanes, costs.of, takes_last=takes_last)
             found.sort(key=lambda candidate: candidate.generation_id != guest)
-            claim = _claim_first(runtime, model, found, takes_last)
+            claim = _claim_first(runtime, model, costs, found, takes_last)
             ids = {candidate.generation_id for candidate in found}
             if claim is not None or ids <= seen:
                 return claim
@@ -77,28 +79,47 @@ def claim_best(runtime: Any, model: str, *, takes_last: bool = True, guest: str 
     return None
 
 
-def _claim_first(runtime: Any, model: str, found: Sequence[Candidate], takes_last: bool) -> Claim | None:
+def _claim_sole_or_look(runtime: Any, model: str, costs: Costs, takes_last: bool) -> Claim | list[WaitingLane]:
+    """Claim the only one that waits; else return who waits."""
+    store: Store = runtime.store
+    if not runtime.not_understood:  # else it may be one of these
+        config = runtime.config
+        try:
+            return store.claim_sole(
+                model, costs, slot=config.slot, boot=config.boot, takes_last=takes_last, num_users=NUM_USERS,
+                num_ids=NUM_IDS,
+            )  # fmt: skip
+        except (Expired, NotUnderstood) as error:
+            _leave(runtime, error)
+    return store.look(model, num_users=NUM_USERS, num_ids=NUM_IDS)
+
+
+def _claim_first(runtime: Any, model: str, costs: Costs, found: Sequence[Candidate], takes_last: bool) -> Claim | None:
     for candidate in found:
         if candidate.generation_id in runtime.not_understood:
             continue
-        cost = runtime.charges.expected_cost(candidate.lane, candidate.about)
+        cost = costs.of(candidate.lane, candidate.about)
         try:
             claim: Claim | None = runtime.store.claim_fairly(
                 candidate, model=model, slot=runtime.config.slot, boot=runtime.config.boot, cost=cost,
                 takes_last=takes_last,
             )  # fmt: skip
-        except Expired:
-            runtime.ask_to_store(candidate.generation_id)
-            continue
-        except ContractError as error:
-            log.error("generation %s is not understood and left to others: %s", candidate.generation_id, error)
-            runtime.not_understood[candidate.generation_id] = None
-            if len(runtime.not_understood) > REMEMBERED:
-                del runtime.not_understood[next(iter(runtime.not_understood))]
+        except (Expired, NotUnderstood) as error:
+            _leave(runtime, error)
             continue
         if claim is not None:
             return claim
     return None
+
+
+def _leave(runtime: Any, error: Expired | NotUnderstood) -> None:
+    if isinstance(error, Expired):
+        runtime.ask_to_store(error.generation_id)
+        return
+    log.error("generation %s is not understood and left to others: %s", error.generation_id, error)
+    runtime.not_understood[error.generation_id] = None
+    if len(runtime.not_understood) > REMEMBERED:
+        del runtime.not_understood[next(iter(runtime.not_understood))]
 
 
 def _served(message: Any, claim: Claim) -> Message:

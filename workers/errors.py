@@ -45,3 +45,15 @@ class Expired(WorkerError):
     """The generation waited longer than it may, and has ended without a run."""
 
     code = Failure.EXPIRED
+
+    def __init__(self, generation_id: str) -> None:
+        self.generation_id = generation_id
+        super().__init__(generation_id)
+
+
+class NotUnderstood(WorkerError):
+    """The request is of a version that this worker does not read; it waits again."""
+
+    def __init__(self, generation_id: str, why: object) -> None:
+        self.generation_id = generation_id
+        super().__init__(str(why))

@@ -18,11 +18,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from channels_redis.pubsub import RedisPubSubChannelLayer
-
-from chatproject.contract import broker, frames
+from chatproject.contract import frames
 from chatproject.contract.frames import Frame
 from chatproject.contract.messages import Lease
+from workers.channels import Channels
 from workers.engine.interfaces import StepOutput
 from workers.generation import ActiveGeneration
 from workers.store import AWAY, Renewal, Store
@@ -59,7 +58,7 @@ class Publisher:
 
     def __init__(self, *, redis_url: str, flush_ms: float, outside: Outside) -> None:
         self._store = Store(redis_url)
-        self._layer = RedisPubSubChannelLayer(**broker.channel_layer(redis_url)["CONFIG"])
+        self._channels = Channels(redis_url)
         self._flush_s = flush_ms / 1000
         self._outside = outside
         self._active: dict[str, ActiveGeneration] = {}
@@ -134,24 +133,25 @@ class Publisher:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), None if delay_s == math.inf else delay_s)
             self._wake.clear()
+            await asyncio.sleep(0)  # hear those words, also when there is no delay
             try:
-                await self._turn()
+                self._turn()
             except Exception:
                 log.exception("publisher")
                 await asyncio.sleep(0.1)
             if self._is_stopping and not any(active.has_news for active in self._active.values()):
                 return
 
-    async def _turn(self) -> None:
+    def _turn(self) -> None:
         self._take_outputs()
         now = time.monotonic()
         due = self._due(now)
         for start in range(0, len(due), AT_ONCE):
-            await self._tell(due[start : start + AT_ONCE])
+            self._tell(due[start : start + AT_ONCE])
         self._finish_hand_backs()
         self._ask_to_store(now)
 
-    async def _tell(self, due: Sequence[ActiveGeneration]) -> None:
+    def _tell(self, due: Sequence[ActiveGeneration]) -> None:
         """Write what is there by now, then show it."""
         self._take_outputs()
         due = [active for active in due if self._active.get(active.id) is active]
@@ -162,7 +162,7 @@ class Publisher:
             self._write(writing)
         if any(active.num_logged < len(active.entries) for active in writing):
             self._next_at = min(self._next_at, self._retry_at)
-        await self._show(due)
+        self._show(due)
 
     def _due(self, now: float) -> list[ActiveGeneration]:
         """Return those whose news may be told; note when the next ones are due, infinity when only a word makes it so.
@@ -222,7 +222,7 @@ class Publisher:
             log.error("the log of %s takes nothing: %s", active.id, answer.removeprefix("failed:"))
             self._retry_at = time.monotonic() + RETRY_S
 
-    async def _show(self, due: Sequence[ActiveGeneration]) -> None:
+    def _show(self, due: Sequence[ActiveGeneration]) -> None:
         """Send what Redis has taken: one message per web process."""
         by_channel: dict[str, list[Frame]] = {}
         # On a grid: streams that are shown together stay together, in a few companies of which each is one message.
@@ -239,8 +239,8 @@ class Publisher:
                     by_channel.setdefault(channel, []).append(frame)
         for channel, frames_ in by_channel.items():
             try:
-                await self._layer.send(channel, frames.channel_message(frames_))
-            except Exception as error:
+                self._channels.send(channel, frames.channel_message(frames_))
+            except AWAY as error:
                 log.warning("%s reads from the log instead: %r", channel, error)
 
     def _ask_to_store(self, now: float) -> None:
@@ -255,7 +255,7 @@ class Publisher:
             self._next_at = min(self._next_at, active.ask_to_store_at)
 
     def _finish_hand_backs(self) -> None:
-        # While frames were being sent, a hand-back may have come, and outputs that belong before it.
+        # While frames were being sent, outputs may have come that belong before a hand-back.
         self._take_outputs()
         for active in list(self._handing_back.values()):
             active.cut()

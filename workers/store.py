@@ -15,11 +15,11 @@ import redis
 
 from chatproject.contract import frames, names, scripts
 from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
-from chatproject.contract.fairness import About, Candidate, WaitingLane, waiting_lanes
+from chatproject.contract.fairness import About, Candidate, Costs, WaitingLane, waiting_lanes
 from chatproject.contract.frames import End, Log
 from chatproject.contract.messages import GenerationRequest, Lease
 from chatproject.contract.names import Lane
-from workers.errors import Expired
+from workers.errors import Expired, NotUnderstood
 
 Entry = tuple[str, dict[str, str]]  # id, fields
 _EXPIRED: Final = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED]).entry()
@@ -64,7 +64,7 @@ class Store:
     def look(self, model: str, *, num_users: int, num_ids: int) -> list[WaitingLane]:
         """Return who waits: of each lane the first users by turn, and of each user the first ids."""
         keys = [names.wait_key(model, lane) for lane in names.LANES]
-        _, lanes = waiting_lanes(self._scripts["look"](keys=keys, args=[num_users, num_ids]))
+        _, lanes = waiting_lanes(self._evaluated("look", keys, [num_users, num_ids]))
         return lanes
 
     def waits_in(self, model: str, lanes: Sequence[Lane]) -> bool:
@@ -74,7 +74,7 @@ class Store:
     def claim(self, *, model: str, lane: Lane, generation_id: str, slot: str, boot: str) -> Claim | None:
         """Take a generation out of the queue. None when another was first, or it may not run.
 
-        Raises ContractError when its request is of a version that this worker does not read; it waits again then.
+        Raises NotUnderstood when its request is of a version that this worker does not read; it waits again then.
         """
         answer = self._claim(model, lane, generation_id, slot, boot)
         if answer[0] != "claimed":
@@ -87,8 +87,8 @@ class Store:
         """Claim, and charge the user the expected ``cost`` in the same step.
 
         None when another was first, or it may not run: also when it is on its last attempt and ``takes_last`` is not
-        given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises ContractError as
-        `claim` does.
+        given. Raises Expired when its deadline had passed before it ever ran; it has ended so. Raises NotUnderstood
+        as `claim` does.
         """
         terms = [cost, int(takes_last), *flat(_EXPIRED)]
         answer = self._claim(model, candidate.lane, candidate.generation_id, slot, boot, *terms)
@@ -98,6 +98,25 @@ class Store:
             return None
         claim = self._understood(answer, model, candidate.lane, candidate.generation_id, slot, boot)
         return replace(claim, charged=cost, is_guaranteed=candidate.is_guaranteed)
+
+    def claim_sole(
+        self, model: str, costs: Costs, *, slot: str, boot: str, takes_last: bool, num_users: int, num_ids: int
+    ) -> Claim | list[WaitingLane]:
+        """Claim the only one that waits, as `claim_fairly` does, else return who waits, as `look` does."""
+        keys = [names.wait_key(model, lane) for lane in names.LANES]
+        args: list[Any] = [
+            f"{slot}:{boot}", names.LEASE_MS, names.LOG_MS, int(takes_last), num_users, num_ids, costs.per_byte,
+            len(keys), *(costs.per_lane[lane] for lane in names.LANES), *flat(_EXPIRED),
+        ]  # fmt: skip
+        kind, *answer = self._evaluated("claim_sole", keys, args)
+        if kind == "look":
+            _, lanes = waiting_lanes(answer[0])
+            return lanes
+        id_, where, cost, claimed = answer
+        if claimed[0] == "expired":
+            raise Expired(id_)
+        claim = self._understood(claimed, model, names.LANES[where - 1], id_, slot, boot)
+        return replace(claim, charged=float(cost))
 
     def charge(self, charges: Sequence[tuple[str, Lane, str, float, float]]) -> None:
         """Charge users for service, or give back, in one pipeline: (model, lane, user id, weight, cost) each."""
@@ -192,11 +211,11 @@ class Store:
     def _understood(self, answer: Any, model: str, lane: Lane, id_: str, slot: str, boot: str) -> Claim:
         try:
             return _claim_of(answer, slot, boot)
-        except ContractError:
+        except ContractError as error:
             # Left to its lease, it would count as a death: three such claims by an old worker were the end of it.
             keys = [names.lease_key(id_), names.wait_key(model, lane), names.log_key(id_), names.cancel_key(id_)]
             self._scripts["hand_back"](keys=keys, args=[id_, f"{slot}:{boot}:{answer[1]}", answer[3], answer[1]])
-            raise
+            raise NotUnderstood(id_, error) from error
 
     def _claim(self, model: str, lane: Lane, id_: str, slot: str, boot: str, *terms: Any) -> Any:
         keys = [
@@ -204,7 +223,7 @@ class Store:
             names.cancel_key(id_), names.watch_key(id_),
         ]  # fmt: skip
         args: list[Any] = [id_, f"{slot}:{boot}", names.LEASE_MS, names.LOG_MS, *terms]
-        return self._scripts["claim"](keys=keys, args=args)
+        return self._evaluated("claim", keys, args)
 
 
 def _claim_of(answer: Any, slot: str, boot: str) -> Claim:

@@ -125,9 +125,10 @@ def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seco
     if not _hold(user, day, limits, tokens, seconds):
         use = DailyUse.objects.filter(user=user, day=day).first()
         raise _exceeded(use or DailyUse(user=user, day=day), limits, tokens, seconds, now)
-    statements.insert(
-        Reservation(generation_id=generation_id, user=user, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now)
+    held = Reservation(
+        generation_id=generation_id, user_id=user.pk, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now
     )
+    statements.insert(held)
 
 
 def settle(

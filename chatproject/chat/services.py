@@ -6,7 +6,6 @@ row is locked first, so that positions and history are those of one moment.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import unicodedata
@@ -84,7 +83,7 @@ def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str 
     is_first = conversation._state.adding
     _touch(conversation)
     position = 0 if is_first else _supersede(conversation, kept, messages)
-    asked = Message(conversation=conversation, position=position, role=Message.Role.USER, text=frame.text)
+    asked = Message(conversation_id=conversation.id, position=position, role=Message.Role.USER, text=frame.text)
     answer = _answer(conversation, position + 1, generation)
     statements.insert(asked, answer)
     return _result(conversation, asked, answer, is_new=True)
@@ -171,8 +170,9 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 
 def _sha256(frame: Send | Regenerate) -> str:
     # The generation's `body`: all that the client said but its id, so that the same id with other words is seen.
-    fields = {"kind": type(frame).__name__, **dataclasses.asdict(frame)}
-    del fields["id"]
+    # Not `dataclasses.asdict`: it copies all of it. The text must stay as it is: a retry may come after an update.
+    fields = {"kind": type(frame).__name__, **{name: getattr(frame, name) for name in frame.__slots__ if name != "id"}}
+    fields["params"] = {name: getattr(frame.params, name) for name in frame.params.__slots__}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -207,7 +207,7 @@ def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
 def _new(user: User, frame: Send) -> Conversation:
     if frame.replaces is not None:
         raise Refused(Refusal.NOT_FOUND)
-    return Conversation(user=user)
+    return Conversation(user_id=user.pk)
 
 
 def _before(messages: list[Message], is_replaced: Callable[[Message], bool]) -> list[Message]:
@@ -252,7 +252,7 @@ def _supersede(conversation: Conversation, kept: list[Message], messages: list[M
 
 def _answer(conversation: Conversation, position: int, generation: Generation) -> Message:
     return Message(
-        conversation=conversation, position=position, role=Message.Role.ASSISTANT, generation_id=generation.id
+        conversation_id=conversation.id, position=position, role=Message.Role.ASSISTANT, generation_id=generation.id
     )
 
 

@@ -183,6 +183,18 @@ class Candidate:
     is_guaranteed: bool  # it is its lane's minimum share: nobody is to push it out
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What to charge at a claim."""
+
+    per_byte: float  # of the prompt as text
+    per_lane: Mapping[Lane, float]  # of its usual answer
+
+    def of(self, lane: Lane, about: About) -> float:
+        """Return the expected cost of one."""
+        return self.per_byte * about.num_bytes + self.per_lane[lane]
+
+
 ExpectedCost = Callable[[Lane, About], float]
 
 

@@ -60,6 +60,7 @@ class SamplingParams:
 # Written even at their defaults: the first workers knew these alone, and still read requests that ask for no more.
 _ALWAYS: Final = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop"})
 _NO_WISHES: Final = dataclasses.asdict(SamplingParams())
+_compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,12 @@ class GenerationRequest:
 
     def to_json(self) -> str:
         """Return the request as compact JSON; wishes of sampling that nobody has are left out."""
-        fields = dataclasses.asdict(self)
-        fields["params"] = {
-            name: value for name, value in fields["params"].items() if name in _ALWAYS or value != _NO_WISHES[name]
-        }
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+        # By hand: `dataclasses.asdict` copies all of it, which takes longer than the rest.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["turns"] = [{"role": turn.role, "text": turn.text} for turn in self.turns]
+        wishes = {name: getattr(self.params, name) for name in _NO_WISHES}
+        fields["params"] = {name: wish for name, wish in wishes.items() if name in _ALWAYS or wish != _NO_WISHES[name]}
+        return _compact(fields)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

@@ -105,6 +105,34 @@ return {redis.call('HGET', lane_of(KEYS[1]).fair, 'cost') or '0', lanes}
 """,
 )  # fmt: skip
 
+_CLAIMS: Final = """
+local function claim(lane, keys, id, holder, lease_ms, log_ms, cost, takes_last, expired)
+  local score = redis.call('ZSCORE', lane.wait, id)
+  if not score then return {'gone'} end
+  if redis.call('EXISTS', keys.lease) == 1 then step_out(lane, id) return {'leased'} end
+  local _, last_run, _, kind = tail(keys.gen)
+  if is_ended(kind) then step_out(lane, id) return {'ended'} end
+  local request = redis.call('GET', keys.req)
+  if not request then return {'no_request'} end
+  local about = redis.call('HGET', lane.about, id) or about_of(request)
+  local weight, attempt, expires_ms, user = parts_of(about)
+  if takes_last == '0' and attempt >= MAX_ATTEMPTS then return {'last'} end
+  step_out(lane, id)
+  if expired[1] and expires_ms > 0 and last_run == 0 and next_run(0) >= expires_ms then
+    return {'expired', write_end(keys.gen, last_run, log_ms, expired)}
+  end
+  if cost then choose(lane, user, cost, weight) end
+  local run = next_run(last_run)
+  local entries = redis.call('XRANGE', keys.gen, '-', '+')
+  redis.call('XADD', keys.gen, as_id(run, 0), 'k', 'start', 'by', holder)
+  redis.call('PEXPIRE', keys.gen, log_ms)
+  redis.call('PEXPIRE', keys.req, log_ms)
+  redis.call('SET', keys.lease, holder .. ':' .. string.format('%.0f', run), 'PX', lease_ms)
+  return {'claimed', string.format('%.0f', run), request, score, redis.call('EXISTS', keys.cancel), entries,
+          redis.call('ZRANGE', keys.watch, 0, -1)}
+end
+"""
+
 # `cost` is what the generation is expected to take, charged to its user at once: many claims come before the first
 # token. `takes_last` 0 refuses one on its last attempt. With the fields of an end, one whose deadline passed before it
 # ever started is not started but ends so.
@@ -112,32 +140,40 @@ return {redis.call('HGET', lane_of(KEYS[1]).fair, 'cost') or '0', lanes}
 #    | {gone | leased | ended | no_request | last} | {expired, id of the end}
 CLAIM: Final = _script(
     "claim", "wait req lease gen cancel watch", "id slot:boot lease_ms log_ms [cost takes_last [field value ...]]",
-    """
-local lane = lane_of(KEYS[1])
-local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not score then return {'gone'} end
-if redis.call('EXISTS', KEYS[3]) == 1 then step_out(lane, ARGV[1]) return {'leased'} end
-local _, last_run, _, kind = tail(KEYS[4])
-if is_ended(kind) then step_out(lane, ARGV[1]) return {'ended'} end
-local request = redis.call('GET', KEYS[2])
-if not request then return {'no_request'} end
-local about = redis.call('HGET', lane.about, ARGV[1]) or about_of(request)
-local weight, attempt, expires_ms, user = parts_of(about)
-if ARGV[6] == '0' and attempt >= MAX_ATTEMPTS then return {'last'} end
-if ARGV[7] and expires_ms > 0 and last_run == 0 and next_run(0) >= expires_ms then
-  step_out(lane, ARGV[1])
-  return {'expired', write_end(KEYS[4], last_run, ARGV[4], {unpack(ARGV, 7)})}
+    _CLAIMS + """
+local keys = {req = KEYS[2], lease = KEYS[3], gen = KEYS[4], cancel = KEYS[5], watch = KEYS[6]}
+return claim(lane_of(KEYS[1]), keys, ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], {unpack(ARGV, 7)})
+""",
+)  # fmt: skip
+
+# Claim the only one that waits, else LOOK: in one call, because a message mostly waits alone. Its cost is `per_byte` of
+# its prompt, and `cost` of its lane. -> {claim, id, lane from 1, cost, what CLAIM answers} | {look, what LOOK answers}
+CLAIM_SOLE: Final = _script(
+    "claim_sole", "wait ...",
+    "slot:boot lease_ms log_ms takes_last num_users num_ids per_byte num_lanes cost ... field value ...",
+    _CLAIMS + """
+local num_waiting, where = 0, 0
+for i, wait in ipairs(KEYS) do
+  local num = redis.call('ZCARD', wait)
+  if num > 0 then num_waiting, where = num_waiting + num, i end
 end
-step_out(lane, ARGV[1])
-if ARGV[5] then choose(lane, user, tonumber(ARGV[5]), weight) end
-local run = next_run(last_run)
-local entries = redis.call('XRANGE', KEYS[4], '-', '+')
-redis.call('XADD', KEYS[4], as_id(run, 0), 'k', 'start', 'by', ARGV[2])
-redis.call('PEXPIRE', KEYS[4], ARGV[4])
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('SET', KEYS[3], ARGV[2] .. ':' .. string.format('%.0f', run), 'PX', ARGV[3])
-return {'claimed', string.format('%.0f', run), request, score, redis.call('EXISTS', KEYS[5]), entries,
-        redis.call('ZRANGE', KEYS[6], 0, -1)}
+if num_waiting == 1 then
+  local lane = lane_of(KEYS[where])
+  local id = redis.call('ZRANGE', lane.wait, 0, 0)[1]
+  local about = redis.call('HGET', lane.about, id)
+  if about then
+    local num_bytes = tonumber(string.match(about, '^%S+ %S+ %S+ (%S+) '))
+    local cost = num_bytes * ARGV[7] + ARGV[8 + where]
+    local keys = {req = 'req:' .. id, lease = 'lease:' .. id, gen = 'gen:' .. id, cancel = 'cancel:' .. id,
+                  watch = 'watch:' .. id}
+    local expired = {unpack(ARGV, 9 + tonumber(ARGV[8]))}
+    local answer = claim(lane, keys, id, ARGV[1], ARGV[2], ARGV[3], cost, ARGV[4], expired)
+    if answer[1] == 'claimed' or answer[1] == 'expired' then return {'claim', id, where, text(cost), answer} end
+  end
+end
+local lanes = {}
+for i, wait in ipairs(KEYS) do lanes[i] = look(lane_of(wait), tonumber(ARGV[5]), tonumber(ARGV[6])) end
+return {'look', {redis.call('HGET', lane_of(KEYS[1]).fair, 'cost') or '0', lanes}}
 """,
 )  # fmt: skip
 
@@ -275,4 +311,4 @@ return channels
 """,
 )  # fmt: skip
 
-ALL: Final = (ENQUEUE, LOOK, CLAIM, CHARGE, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)
+ALL: Final = (ENQUEUE, LOOK, CLAIM, CLAIM_SOLE, CHARGE, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)

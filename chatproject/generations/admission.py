@@ -129,25 +129,26 @@ def _accept_new(draft: Draft) -> Generation:
     _check_rates(draft.user, limits, now)
     backlog.check_user(model.slug, lambda: _num_unanswered(draft.user, model.slug))
     request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
+    text = request.to_json()
     generation = Generation(
-        id=uuid.UUID(draft.generation_id), user=draft.user, client_id=draft.client_id, body_sha256=draft.body_sha256,
-        thread=draft.thread, origin=draft.origin, model=model.slug, lane=request.lane,
-        request=json.loads(request.to_json()), accepted_at=now, expires_at=_expiry(now),
+        id=uuid.UUID(draft.generation_id), user_id=draft.user.pk, client_id=draft.client_id,
+        body_sha256=draft.body_sha256, thread=draft.thread, origin=draft.origin, model=model.slug, lane=request.lane,
+        accepted_at=now, expires_at=_expiry(now),
     )  # fmt: skip
-    statements.insert(generation)
-    transaction.on_commit(lambda: _announce(request, str(draft.user.pk), draft.thread))
+    statements.insert(generation, instead={"request": text})
+    transaction.on_commit(lambda: _announce(request, text, draft.thread))
     return generation
 
 
-def _announce(request: GenerationRequest, user_id: str, thread: uuid.UUID | None) -> None:
-    model_states.note_accepted(request.model, request.lane, request.user_id)
-    metrics.accepted(lane=request.lane)
+def _announce(request: GenerationRequest, text: str, thread: uuid.UUID | None) -> None:
     # The user's other tabs hear of it when a worker has: told at once, it would take the first token's time.
     notice = functools.partial(
-        announcer.get_announcer().notice, user_id=user_id, thread=str(thread) if thread else None,
+        announcer.get_announcer().notice, user_id=request.user_id, thread=str(thread) if thread else None,
         generation_id=request.generation_id, status="accepted",
     )  # fmt: skip
-    dispatch.announce(request, then=notice)
+    dispatch.announce(request, text, then=notice)
+    model_states.note_accepted(request.model, request.lane, request.user_id)
+    metrics.accepted(lane=request.lane)
 
 
 def _check_form(draft: Draft) -> None:
@@ -174,8 +175,10 @@ def _fit(draft: Draft, model: ServedModel, status: ModelStatus | None) -> tuple[
             Refusal.CONTEXT_TOO_LONG,
             f"The message takes about {least} tokens; this model's context holds {limit}. Shorten it.",
         )
-    prompt_tokens = min(context.count_tokens(model.directory, draft.turns, turn_tokens=turn_tokens), limit)
-    return prompt_tokens, min(wanted, limit - least)
+    most = least
+    if len(always) < len(draft.turns):
+        most = min(context.count_tokens(model.directory, draft.turns, turn_tokens=turn_tokens), limit)
+    return most, min(wanted, limit - least)
 
 
 def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:

@@ -6,7 +6,7 @@ Every call raises redis.RedisError when Redis is away; the row in the database i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from redis.commands.core import Script as BoundScript
@@ -35,16 +35,28 @@ def flat(fields: Mapping[str, str]) -> list[str]:
 
 def enqueue(request: GenerationRequest, ticket: Ticket | None = None) -> Literal["waiting", "leased", "ended"]:
     """Put an accepted generation among those that wait, once; if it waits then, ``ticket`` is sent in the same step."""
+    answer: Literal["waiting", "leased", "ended"] = _call(
+        scripts.ENQUEUE, *_enqueue(request, request.to_json(), ticket)
+    )
+    return answer
+
+
+def post_enqueue(request: GenerationRequest, text: str, ticket: Ticket | None) -> Callable[[], Any] | None:
+    """Send what `enqueue` sends, as `redis_client.Posting.send` does; ``text`` is the request's JSON. Never waits."""
+    keys, args = _enqueue(request, text, ticket)
+    return redis_client.posting().send("EVALSHA", _bound(scripts.ENQUEUE).sha, len(keys), *keys, *args)
+
+
+def _enqueue(request: GenerationRequest, text: str, ticket: Ticket | None) -> tuple[list[str], list[Any]]:
     id_ = request.generation_id
     keys = [
         names.request_key(id_), names.wait_key(request.model, request.lane), names.lease_key(id_), names.log_key(id_)
     ]  # fmt: skip
-    args = [id_, request.to_json(), request.accepted_ms, names.REQUEST_MS, str(About.of(request))]
+    args: list[Any] = [id_, text, request.accepted_ms, names.REQUEST_MS, str(About.of(request))]
     if ticket is not None:
         keys.append(ticket.key)
         args.append(ticket.message)
-    answer: Literal["waiting", "leased", "ended"] = _call(scripts.ENQUEUE, keys, args)
-    return answer
+    return keys, args
 
 
 def cancel(*, generation_id: str, model: str, lane: str, end: End) -> tuple[str, str]:

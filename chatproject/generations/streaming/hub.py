@@ -27,7 +27,7 @@ from chatproject.contract import names
 from chatproject.contract.errors import ContractError, FinishReason, Refusal
 from chatproject.contract.frames import CHANNEL_MESSAGE_TYPE, Frame, Log
 from chatproject.contract.messages import Control, Lease
-from chatproject.generations import model_states, records, tickets
+from chatproject.generations import dispatch, model_states, records, tickets
 from chatproject.generations.announcer import NOTICE_TYPE, user_watch_key
 from chatproject.generations.errors import Refused
 from chatproject.generations.models import Generation, ServedModel
@@ -436,7 +436,7 @@ def get_hub() -> Hub:
 
 @in_database_thread
 def _warm_models() -> None:
-    """Know the models before the first message is admitted, which may not wait for Redis, and how tickets look."""
+    """Know the models before the first message is admitted, which may not wait for Redis, and how it is enqueued."""
     try:
         slugs = list(ServedModel.objects.filter(is_enabled=True).values_list("slug", flat=True))
     except db.Error as error:
@@ -446,6 +446,8 @@ def _warm_models() -> None:
         model_states.refresh(slug)
         for lane in names.LANES:
             tickets.make(slug, lane)
+    with contextlib.suppress(*_AWAY):
+        dispatch.open_connections()
 
 
 def _log_of_row(row: Generation) -> Log:

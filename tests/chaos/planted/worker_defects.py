@@ -49,7 +49,10 @@ def _claim_in_two_steps(module: ModuleType) -> None:
         is_cancelled, channels = client.exists(names.cancel_key(id_)), client.zrange(names.watch_key(id_), 0, -1)
         return ["claimed", str(run), request, score, is_cancelled, rows, channels]
 
-    module.Store._claim = claim
+    def look(self: Any, model: str, costs: Any, *, num_users: int, num_ids: int, **_: Any) -> Any:
+        return self.look(model, num_users=num_users, num_ids=num_ids)
+
+    module.Store._claim, module.Store.claim_sole = claim, look
 
 
 def _fence_by_the_attempt(module: ModuleType) -> None:
@@ -58,12 +61,13 @@ def _fence_by_the_attempt(module: ModuleType) -> None:
     It is the only fence: the same number is the same worker, whoever holds the lease and whatever the log ends with,
     and an entry whose place is taken gets the next one.
     """
-    _rewrite(
-        module, "claim",
-        ("local run = next_run(last_run)", "local run = math.max(attempt, last_run)"),
-        ("redis.call('XADD', KEYS[4], as_id(run, 0), 'k', 'start', 'by', ARGV[2])",
-         "if run > last_run then redis.call('XADD', KEYS[4], as_id(run, 0), 'k', 'start', 'by', ARGV[2]) end"),
-    )  # fmt: skip
+    for claim in ("claim", "claim_sole"):
+        _rewrite(
+            module, claim,
+            ("local run = next_run(last_run)", "local run = math.max(attempt, last_run)"),
+            ("redis.call('XADD', keys.gen, as_id(run, 0), 'k', 'start', 'by', holder)",
+             "if run > last_run then redis.call('XADD', keys.gen, as_id(run, 0), 'k', 'start', 'by', holder) end"),
+        )  # fmt: skip
     _rewrite(
         module, "renew",
         ("if holder and holder ~= ARGV[1] then",
@@ -104,7 +108,7 @@ def _publish_with_the_xadd(module: ModuleType) -> None:
         write(self, writing)
         self._retry_at = max(self._retry_at, time.monotonic() + LOG_LATE_S)
 
-    async def show(self: Any, due: Any) -> None:
+    def show(self: Any, due: Any) -> None:
         by_channel: dict[str, list[Any]] = {}
         for active in due:
             for frame in active.shown():
@@ -113,7 +117,7 @@ def _publish_with_the_xadd(module: ModuleType) -> None:
                     by_channel.setdefault(channel, []).append(frame)
         for channel, frames in by_channel.items():
             with contextlib.suppress(Exception):  # read from the log instead
-                await self._layer.send(channel, module.frames.channel_message(frames))
+                self._channels.send(channel, module.frames.channel_message(frames))
 
     module.Publisher._write, module.Publisher._show = write_some_time, show
 

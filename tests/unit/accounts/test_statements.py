@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from django.utils import timezone
 from chatproject import remembered, statements
 from chatproject.accounts import quotas
 from chatproject.accounts.models import Plan, UsageRecord, User
+from chatproject.contract.names import Lane
 from chatproject.generations import selectors
 from chatproject.generations.models import Generation, ServedModel, Status
 
@@ -131,6 +133,24 @@ def test_a_value_that_was_forgotten_while_it_was_read_is_not_kept() -> None:
     mine = remembered.Remembered(read)
     assert mine() == "old"
     assert mine() == "new"
+
+
+def test_a_value_given_instead_is_written_as_it_is_and_read_back_when_asked(alice: User) -> None:
+    row = a_generation(alice)
+    statements.insert(row, instead={"request": json.dumps(REQUEST, ensure_ascii=False)})
+    with CaptureQueriesContext(connection) as queries:
+        assert row.request == REQUEST
+        assert row.request == REQUEST
+    assert len(queries) == 1
+    assert Generation.objects.get(request__number=0.1).request == REQUEST
+
+
+@pytest.mark.parametrize("given", [str, uuid.UUID], ids=["text", "uuid"])
+def test_ids_and_choices_may_come_in_other_types(alice: User, given: type) -> None:
+    row = a_generation(alice, status=Status.ACCEPTED)
+    row.user_id, row.lane = given(str(alice.pk)), Lane.BATCH
+    statements.insert(row)
+    assert statements.get(Generation, user_id=given(str(alice.pk)), lane="batch") == row
 
 
 def test_inserts_of_a_block_are_sent_together(alice: User) -> None:

@@ -17,6 +17,7 @@ from chatproject.chat.models import Conversation, Message
 from chatproject.chat.protocol import Regenerate, Send
 from chatproject.generations import dispatch
 from chatproject.generations.models import Generation, ServedModel, Status
+from chatproject.generations.params import parse_params
 
 pytestmark = pytest.mark.django_db
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def _quiet_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What follows the commit is the durable job's, tested there; here no broker is needed.
-    monkeypatch.setattr(dispatch, "announce", lambda request: None)
+    monkeypatch.setattr(dispatch, "announce", lambda request, text, then: None)
     return
 
 
@@ -258,3 +259,17 @@ def test_list_is_paged_and_searched_by_last_use(alice: User) -> None:
 
 def _fields(result: services.SendResult) -> dict[str, Any]:
     return {name: getattr(result, name) for name in services.SendResult.__dataclass_fields__}
+
+
+def test_the_digest_of_a_body_is_what_it_was_in_the_first_version() -> None:
+    """Another one would take a retry after an update for another message with the same id."""
+    wishes = {"temperature": 0.5, "max_tokens": 4, "stop": ["a", "é"], "logit_bias": {"7": -1.5, "12": 2}}
+    params, id_ = parse_params(wishes), uuid.UUID("11111111-2222-4333-8444-555555555555")
+    bodies = [
+        Send(id="x", text="Hé \U0001f34e", conversation=id_, params=params, model="demo", replaces=id_),
+        Send(id="y", text="Hi"),
+        Regenerate(id="z", generation=id_, params=params),
+    ]
+    assert [services._sha256(body)[:16] for body in bodies] == [
+        "b16055198e960dc3", "31fe4ea6ff57ab91", "3e9ddc6df69063bc"
+    ]  # fmt: skip

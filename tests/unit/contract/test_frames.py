@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import msgpack
 import pytest
@@ -120,6 +121,23 @@ def test_a_request_survives_json_and_another_version_is_refused() -> None:
     for text in ("", "[]", "{}", '{"generation_id": 1}', "[" * 100_000, request.to_json().replace('"vip"', '"none"')):
         with pytest.raises(ContractError):
             GenerationRequest.from_json(text)
+
+
+def test_the_json_of_a_request_is_the_dataclass_without_wishes_that_nobody_has() -> None:
+    params = SamplingParams(stop=("a", "b"), logit_bias=((7, -1.5),), logprobs=0, min_p=0.1)
+    request = GenerationRequest(
+        generation_id="g", model="demo", lane=Lane.VIP, user_id="u", weight=2.0, params=params, accepted_ms=1,
+        turns=(Turn(role="system", text="é"), Turn(role="user", text='"\n')), expires_ms=2, attempt=3, watcher="w",
+    )  # fmt: skip
+    told = json.loads(request.to_json())
+    fields = json.loads(json.dumps(dataclasses.asdict(request)))
+    assert set(fields["params"]) - set(told["params"]) == {
+        "repetition_penalty", "presence_penalty", "frequency_penalty"
+    }  # fmt: skip
+    assert told | {"params": fields["params"] | told["params"]} == fields
+    assert list(told) == list(fields)
+    assert "é" in request.to_json()
+    assert ": " not in request.to_json()
 
 
 def test_a_lease_names_slot_boot_and_run_even_when_the_slot_has_colons() -> None:

@@ -32,7 +32,7 @@ def no_top_up(patch: pytest.MonkeyPatch, now: list[History]) -> None:
 def show_before_log(patch: pytest.MonkeyPatch, now: list[History]) -> None:
     """Frames go out without waiting for Redis to have taken them."""
 
-    async def show(self: Publisher, due: Any) -> None:
+    def show(self: Publisher, due: Any) -> None:
         for active in due:
             for frame in active.shown():
                 for channel in active.channels:

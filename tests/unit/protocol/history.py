@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from django.db import connection
 
 import workers.leases
@@ -99,10 +100,10 @@ class History:
     def is_poison(self, id_: str) -> bool:
         return any(chat.id == id_ and chat.is_poison for chat in self.chats)
 
-    async def show(self, channel: str, message: dict[str, Any]) -> None:
+    def show(self, channel: str, message: dict[str, Any]) -> None:
         """The channel layer: fast, and may lose anything."""
         if self.redis.faults.away_until > self.world.now:
-            raise ConnectionError("away")
+            raise redis.ConnectionError("away")
         if self.random.random() > 0.05:
             self.boxes.setdefault(channel, []).extend(frames.frames_of_message(message))
 
@@ -223,6 +224,7 @@ class History:
     def _patch(self, patch: pytest.MonkeyPatch) -> None:
         client = self.redis
         patch.setattr(redis_client, "client", lambda: client)
+        patch.setattr(redis_client, "posting", lambda: SimpleNamespace(send=self._post, open=_ignore))
         scripts._bound.cache_clear()
         for module in (workers.publisher, workers.leases):
             patch.setattr(module, "time", SimpleNamespace(monotonic=self.world.monotonic))
@@ -233,6 +235,31 @@ class History:
         patch.setattr(backlog, "check", lambda *_: None)
         patch.setattr(backlog, "check_user", lambda model, count: None)
         patch.setattr(announcer, "get_announcer", lambda: SimpleNamespace(send_frames=self._announce, notice=_ignore))
+
+    def _post(self, *command: Any) -> Callable[[], Any] | None:
+        """Sent in this moment; it comes a little later, or never, whoever waits for the answer."""
+        if self.random.random() < 0.3:
+            return None  # no connection stands ready
+        came: list[Any] = []
+
+        def carry() -> None:
+            try:
+                came.append(self.redis.execute_command(*command))
+            except redis.RedisError as error:
+                came.append(error)
+
+        def answer() -> Any:
+            for _ in range(100):
+                if came:
+                    break
+                self.world.sleep(0.01)
+            found = came[0] if came else redis.TimeoutError("no answer")
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        self.world.spawn(self.web, carry, after_s=self.random.uniform(0, 0.02))
+        return answer
 
     def _submit(self, run: Callable[..., None], *args: Any) -> None:
         # Between the commit and here the web process may die; then nobody but the sweeper knows of the row.
@@ -310,7 +337,7 @@ def _tickets_of(queue: str) -> str:
 
 
 def _ignore(**_: Any) -> None:
-    """A notice that nobody reads."""
+    """A notice that nobody reads, a connection that nobody needs."""
 
 
 def _all_scripts() -> Any:

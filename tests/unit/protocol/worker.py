@@ -139,14 +139,7 @@ class Worker:
     def _publish(self) -> None:
         while True:
             self.loop.turn()
-            turn = self.publisher._turn()
-            try:
-                turn.send(None)
-                raise AssertionError("the publisher waits for something that is not of this world")
-            except StopIteration:
-                pass
-            finally:
-                turn.close()
+            self.publisher._turn()
             self.world.sleep(self.world.random.uniform(0.02, 0.08))
 
     def drain(self) -> None:
@@ -195,10 +188,10 @@ class Worker:
 def make_publisher(history: History, worker: Worker) -> Publisher:
     """Return the product's publisher with its loop, its store and its channel layer replaced by this world's."""
     publisher = Publisher.__new__(Publisher)
-    layer = SimpleNamespace(send=history.show)
+    channels = SimpleNamespace(send=history.show)
     vars(publisher).update(
-        _store=worker.store, _layer=layer, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(), _outputs=deque(),
-        _handing_back={}, _loop=worker.loop, _wake=SimpleNamespace(set=lambda: None), _retry_at=0.0, _next_at=0.0,
-        _is_stopping=False, _thread=None,
+        _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(),
+        _outputs=deque(), _handing_back={}, _loop=worker.loop, _wake=SimpleNamespace(set=lambda: None), _retry_at=0.0,
+        _next_at=0.0, _is_stopping=False, _thread=None,
     )  # fmt: skip
     return publisher

@@ -17,8 +17,10 @@ from chatproject.contract.fairness import (
     MAX_ATTEMPTS,
     MINIMUM_SHARES,
     About,
+    Costs,
     FairUsers,
     LaneShares,
+    WaitingLane,
     candidates,
     claim_order,
 )
@@ -30,6 +32,7 @@ from workers.store import Claim, Store
 pytestmark = pytest.mark.needs("redis")
 FAR_MS = 10**14
 COST = 100.0
+COSTS = Costs(per_byte=0.0, per_lane=dict.fromkeys(LANES, COST))
 
 
 class Queue:
@@ -45,9 +48,9 @@ class Queue:
     def add(self, user: str, lane: Lane = Lane.INTERACTIVE, **fields: object) -> GenerationRequest:
         self.now_ms += 1
         defaults: dict[str, object] = {"accepted_ms": self.now_ms, "expires_ms": FAR_MS, "generation_id": _id()}
+        defaults["turns"] = (Turn(role="user", text="hi"),)
         request = GenerationRequest(
-            model="demo", lane=lane, user_id=user, turns=(Turn(role="user", text="hi"),), params=SamplingParams(),
-            **(defaults | fields),  # type: ignore[arg-type]
+            model="demo", lane=lane, user_id=user, params=SamplingParams(), **(defaults | fields),  # type: ignore[arg-type]
         )  # fmt: skip
         assert self.enqueue(request) == "waiting"
         return request
@@ -80,6 +83,22 @@ class Queue:
         claim = self.claim(**options)  # type: ignore[arg-type]
         assert claim is not None
         return claim
+
+    def claim_sole(self, costs: Costs = COSTS, *, takes_last: bool = True) -> Claim | list[WaitingLane]:
+        return self.store.claim_sole(
+            "demo", costs, slot="w", boot="b", takes_last=takes_last, num_users=4, num_ids=2
+        )  # fmt: skip
+
+    def claimed_alone(self, costs: Costs) -> Claim:
+        claim = self.claim_sole(costs)
+        assert isinstance(claim, Claim)
+        return claim
+
+    def fair_numbers(self) -> list[object]:
+        """Return all that the policy keeps."""
+        fair: object = self.server.hgetall(names.fair_key("demo"))
+        served = [self.server.zrange(names.served_key("demo", lane), 0, -1, withscores=True) for lane in LANES]
+        return [fair, *served]
 
     def check(self) -> None:
         """Hold every line to the set of those who wait."""
@@ -158,6 +177,60 @@ def test_redis_keeps_the_numbers_of_the_policy(queue: Queue) -> None:
             assert looked[lane].credit == pytest.approx(shares.credit(lane), abs=1e-6)
     queue.check()
     assert len(waiting()) > 1
+
+
+def test_one_who_waits_alone_is_claimed_in_one_call_on_the_same_terms(queue: Queue) -> None:
+    """The same numbers as by a look and a claim, whatever users and lanes have had before."""
+    chance = random.Random(4)
+    costs = Costs(per_byte=0.25, per_lane={lane: 10.0 + place for place, lane in enumerate(LANES)})
+    told: list[tuple[object, ...]] = []
+    for is_sole in (True, False):
+        queue.server.flushdb()
+        queue.now_ms = 0
+        chance.seed(4)
+        for number in range(40):
+            lane, text = chance.choice(LANES), "x" * chance.randrange(400)
+            asked = queue.add(
+                f"u{chance.randrange(4)}", lane, weight=chance.choice((1.0, 2.0)),
+                turns=(Turn(role="user", text=text),), generation_id=f"{number:032}",
+            )  # fmt: skip
+            cost = costs.of(lane, About.of(asked))
+            claim = queue.claimed_alone(costs) if is_sole else queue.claimed(cost=cost)
+            told.append((claim.request, claim.score, claim.charged, claim.is_guaranteed, claim.is_cancelled))
+            queue.store.charge([("demo", lane, asked.user_id, asked.weight, 3.0)])
+            queue.check()
+        told.append(tuple(queue.fair_numbers()))
+    assert told[: len(told) // 2] == told[len(told) // 2 :]
+
+
+def test_of_two_who_wait_none_is_claimed_but_looked_at(queue: Queue) -> None:
+    for lanes in ((Lane.VIP, Lane.BATCH), (Lane.INTERACTIVE, Lane.INTERACTIVE)):
+        queue.server.flushdb()
+        asked = [queue.add(f"u{number}", lane) for number, lane in enumerate(lanes)]
+        looked = queue.store.look("demo", num_users=4, num_ids=2)
+        assert queue.claim_sole() == looked
+        assert {each.generation_id for each in asked} == {
+            id_ for lane in LANES for id_ in queue.server.zrange(names.wait_key("demo", lane), 0, -1)
+        }
+        queue.check()
+
+
+def test_nobody_waits_or_the_only_one_may_not_be_claimed(queue: Queue) -> None:
+    empty = queue.claim_sole()
+    assert isinstance(empty, list)
+    assert not any(lane.users for lane in empty)
+    last = queue.add("u", attempt=MAX_ATTEMPTS)
+    refused = queue.claim_sole(takes_last=False)
+    assert isinstance(refused, list)
+    assert [user.first[0][0] for lane in refused for user in lane.users] == [last.generation_id]
+    claim = queue.claim_sole()
+    assert isinstance(claim, Claim)
+    assert claim.request == last
+    late = queue.add("u", expires_ms=1)
+    with pytest.raises(Expired) as expired:
+        queue.claim_sole()
+    assert expired.value.generation_id == late.generation_id
+    queue.check()
 
 
 def test_two_workers_serve_a_flood_no_faster_than_the_others(queue: Queue) -> None:

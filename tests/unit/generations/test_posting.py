@@ -1,0 +1,150 @@
+"""What is sent without waiting: its answer comes later, and whatever becomes of it the message waits once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from chatproject import redis_client
+from chatproject.contract import broker, names
+from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
+from chatproject.contract.names import Lane
+from chatproject.generations import dispatch, scripts
+
+pytestmark = pytest.mark.needs("redis")
+ID = "11111111-2222-4333-8444-555555555555"
+REQUEST = GenerationRequest(
+    generation_id=ID, model="demo", lane=Lane.INTERACTIVE, user_id="u", turns=(Turn(role="user", text="Hi"),),
+    params=SamplingParams(), accepted_ms=1, expires_ms=10**14,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def is_known(redis_here: str) -> None:
+    """Let Redis know the script, as after the first message."""
+    redis_client.client().script_load(scripts.scripts.ENQUEUE.source)
+
+
+def announce() -> None:
+    """Announce and wait until it was."""
+    done = threading.Event()
+    dispatch.announce(REQUEST, REQUEST.to_json(), then=done.set)
+    assert done.wait(10)
+
+
+def waits(server: redis.Redis) -> tuple[list[str], int]:
+    """Return who waits, and how many tickets there are."""
+    tickets = sum(server.llen(key) for key in broker.redis_lists(names.generate_queue("demo")))
+    return server.zrange(names.wait_key("demo", Lane.INTERACTIVE), 0, -1), tickets
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note whatever is enqueued by a call that waits."""
+    called: list[str] = []
+    enqueue = scripts.enqueue
+
+    def noted(request: GenerationRequest, ticket: Any = None) -> Any:
+        called.append(request.generation_id)
+        return enqueue(request, ticket)
+
+    monkeypatch.setattr(scripts, "enqueue", noted)
+    return called
+
+
+def test_nothing_is_sent_before_a_connection_stands_ready() -> None:
+    assert redis_client.posting().send("PING") is None
+
+
+def test_it_is_there_before_its_answer_is_read(server: redis.Redis, full: list[str]) -> None:
+    dispatch.open_connections()
+    answer = scripts.post_enqueue(REQUEST, REQUEST.to_json(), dispatch._ticket(REQUEST))
+    assert answer is not None
+    deadline = time.monotonic() + 5
+    while waits(server) != ([ID], 1):
+        assert time.monotonic() < deadline
+    assert answer() == "waiting"
+    assert redis_client.posting().send("PING") is not None  # the connection is ready again
+    assert full == []
+
+
+def test_the_first_message_makes_a_connection_ready_for_the_next(server: redis.Redis, full: list[str]) -> None:
+    announce()
+    assert (waits(server), full) == (([ID], 1), [ID])
+    server.flushdb()
+    announce()
+    assert (waits(server), full) == (([ID], 1), [ID])  # not by the call that waits
+
+
+def closed(server: redis.Redis) -> None:
+    server.client_kill_filter(_type="normal", skipme=True)
+
+
+def forgotten(server: redis.Redis) -> None:
+    server.script_flush()
+
+
+def rested(server: redis.Redis) -> None:
+    posting = redis_client.posting()
+    used_at, connection = posting._ready.pop()
+    posting._ready.append((used_at - redis_client.READY_S - 1, connection))
+
+
+@pytest.mark.parametrize("break_it", [closed, forgotten, rested], ids=lambda each: each.__name__)
+def test_a_connection_that_is_not_what_it_was_loses_nothing(
+    server: redis.Redis, full: list[str], break_it: Callable[[redis.Redis], None]
+) -> None:
+    dispatch.open_connections()
+    break_it(server)
+    announce()
+    assert (waits(server), full) == (([ID], 1), [ID])
+
+
+def test_an_answer_that_never_comes_is_asked_for_again_and_the_message_waits_once(
+    server: redis.Redis, full: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatch.open_connections()
+    [(_, connection)] = redis_client.posting()._ready
+
+    def deaf() -> Any:
+        connection._sock.close()
+        raise redis.TimeoutError("no answer")
+
+    monkeypatch.setattr(connection, "read_response", deaf)
+    announce()
+    ids, num_tickets = waits(server)
+    assert (ids, full) == ([ID], [ID])
+    assert 1 <= num_tickets <= 2  # a spare one, if the first had come
+
+
+def test_while_redis_is_away_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch.open_connections()
+    posting = redis_client.posting()
+    refused = SimpleNamespace(
+        can_read=lambda timeout: False, disconnect=lambda: None,
+        send_command=lambda *_, **__: (_ for _ in ()).throw(redis.ConnectionError("away")),
+    )  # fmt: skip
+    monkeypatch.setattr(posting, "_make", lambda: pytest.fail("it would connect"))
+    posting._ready[0] = (time.monotonic(), refused)
+    assert posting.send("PING") is None
+    assert posting.send("PING") is None
+    assert not posting._ready
+
+
+def test_connections_that_stand_ready_are_few() -> None:
+    posting = redis_client.posting()
+    for _ in range(redis_client.MOST_READY + 3):
+        posting.open()
+    assert len(posting._ready) == redis_client.MOST_READY
+    answers = [posting.send("PING") for _ in range(redis_client.MOST_READY)]
+    posting.open()
+    for answer in answers:
+        assert answer is not None
+        assert answer() in ("PONG", True)
+    assert len(posting._ready) == redis_client.MOST_READY
