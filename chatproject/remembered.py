@@ -1,4 +1,7 @@
-"""What an admin changes once a month and every message asks for: read once a second at most."""
+"""What an admin changes once a month and every message asks for: read once a second at most.
+
+Whoever asks first after that second waits for the database, in an accept's transaction; `refresh_used` comes before.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
 FOR_S: Final = 1.0
+OLD_S: Final = 0.5  # and is refreshed ...
+USED_S: Final = 30.0  # ... if it was asked for so long ago at most
 
 _T = TypeVar("_T")
 _all: list[Remembered[Any]] = []
@@ -26,19 +31,30 @@ class Remembered(Generic[_T]):
         self._read = read
         self._lock = threading.Lock()
         self._found: tuple[float, _T] | None = None
+        self._used_at = float("-inf")
         self._version = 0
         _all.append(self)
 
     def __call__(self) -> _T:
         """Return the value; reads it when it is too old. Raises what ``read`` raises."""
-        found, version, now = self._found, self._version, time.monotonic()
-        if found is not None and now - found[0] < FOR_S:
+        found, self._used_at = self._found, time.monotonic()
+        if found is not None and self._used_at - found[0] < FOR_S:
             return found[1]
+        return self.read()
+
+    def read(self) -> _T:
+        """Read the value anew and return it. Raises what ``read`` raises."""
+        version, now = self._version, time.monotonic()
         value = self._read()
         with self._lock:
             if version == self._version:  # else it was forgotten meanwhile, and may be as old as that
                 self._found = (now, value)
         return value
+
+    def is_due(self) -> bool:
+        """Whether somebody asked for it lately, and the next one might have to wait for it."""
+        found, now = self._found, time.monotonic()
+        return found is not None and now - found[0] > OLD_S and now - self._used_at < USED_S
 
     def forget(self, **_: object) -> None:
         """Read it anew the next time."""
@@ -53,6 +69,18 @@ class Remembered(Generic[_T]):
                 signal.connect(self.forget, sender=model, weak=False)
             for relation in model._meta.local_many_to_many:
                 m2m_changed.connect(self.forget, sender=relation.remote_field.through, weak=False)
+
+
+def is_any_due() -> bool:
+    """Whether `refresh_used` has something to do."""
+    return any(remembered.is_due() for remembered in _all)
+
+
+def refresh_used() -> None:
+    """Read anew what is asked for and soon too old. Raises what reading raises."""
+    for remembered in _all:
+        if remembered.is_due():
+            remembered.read()
 
 
 def forget_all() -> None:

@@ -20,7 +20,7 @@ import redis
 from channels.layers import get_channel_layer
 from django import db
 
-from chatproject import redis_client
+from chatproject import redis_client, remembered
 from chatproject.batched import Batched
 from chatproject.contract import frames as wire
 from chatproject.contract import names
@@ -94,6 +94,7 @@ class Hub:
         self._redis = redis_client.make_async_client()
         self._layer: Any = get_channel_layer()
         self._started = asyncio.Lock()
+        self._is_refreshing = False
         self.replacements = 0  # readers whose text had to be replaced
 
     async def start(self) -> None:
@@ -358,6 +359,9 @@ class Hub:
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
+            if remembered.is_any_due() and not self._is_refreshing:
+                self._is_refreshing = True
+                self._spawn(self._refresh_remembered())
             try:
                 if now - renewed_at >= WATCH_RENEW_S:
                     await self._renew_watches()
@@ -370,6 +374,14 @@ class Hub:
                 await asyncio.sleep(0.5)
             except Exception:
                 log.exception("hub")
+
+    async def _refresh_remembered(self) -> None:
+        try:
+            await in_database_thread(remembered.refresh_used)()
+        except db.Error as error:
+            log.warning("plans and models are read when they are asked for: %r", error)
+        finally:
+            self._is_refreshing = False
 
     async def _look_at_silent(self, now: float) -> None:
         silent = [

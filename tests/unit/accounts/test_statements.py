@@ -182,3 +182,21 @@ def insert_together(*steps: Generation | Exception) -> None:
             if isinstance(step, Exception):
                 raise step
             statements.insert(step)
+
+
+def test_what_is_asked_for_is_read_before_it_is_too_old_and_nothing_else_is() -> None:
+    count = iter(range(100))
+    used, unused = (remembered.Remembered(lambda: next(count)) for _ in range(2))
+    assert (used(), used.is_due(), unused.is_due()) == (0, False, False)
+    at, value = used._found or (0.0, -1)
+    used._found = (at - remembered.OLD_S, value)
+    assert used.is_due()
+    assert remembered.is_any_due()
+    remembered.refresh_used()
+    assert (used(), used.is_due()) == (1, False)  # read beside, not by the one who asked
+    used._found = (at - remembered.FOR_S, 1)
+    assert used() == 2
+    used._found, used._used_at = (at - remembered.OLD_S, 2), at - remembered.USED_S
+    assert not used.is_due()
+    used.forget()
+    assert not used.is_due()
