@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.db.models import AutoField, Field, ForeignKey, Model
 
 _M = TypeVar("_M", bound=Model)
@@ -48,21 +48,33 @@ _held = _Held()
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Send the inserts of this block at its end, in one round trip, where the database takes many statements at once.
+    """Do a block in a transaction, its inserts at the end in one round trip where the database takes many at once.
 
-    So nothing in the block may read what it inserts, and IntegrityError may come only at the end.
+    With them goes the COMMIT, if nobody else's transaction is around. So nothing in the block may read what it inserts,
+    and IntegrityError may come only at the end.
     """
-    if connection.vendor != "postgresql" or _held.inserts is not None:
-        yield
-        return
-    held: list[tuple[str, list[Any]]] = []
-    _held.inserts = held
-    try:
-        yield
-    finally:
-        _held.inserts = None
-    if held:
-        execute("; ".join(sql for sql, _ in held), [param for _, params in held for param in params])
+    with transaction.atomic():
+        if connection.vendor != "postgresql" or _held.inserts is not None:
+            yield
+            return
+        held: list[tuple[str, list[Any]]] = []
+        _held.inserts = held
+        try:
+            yield
+        finally:
+            _held.inserts = None
+        if held:
+            _send(held)
+
+
+def _send(held: list[tuple[str, list[Any]]]) -> None:
+    sql = "; ".join(sql for sql, _ in held)
+    outermost, *others = connection.atomic_blocks
+    is_tests = outermost._from_testcase  # type: ignore[attr-defined]
+    if not others and not is_tests and not connection.needs_rollback:
+        # One that fails keeps it from being run. After it Django's own commit finds nothing to do.
+        sql += "; COMMIT"
+    execute(sql, [param for _, params in held for param in params])
 
 
 def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> None:

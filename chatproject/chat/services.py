@@ -62,7 +62,7 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) ->
 
 def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
     try:
-        with transaction.atomic(), statements.together():
+        with statements.together():
             return _write(user, frame, body, generation_id, watcher)
     except IntegrityError as error:
         raise Refused(Refusal.CONVERSATION_BUSY) from error  # as admission has it, of what was sent together

@@ -311,4 +311,14 @@ return channels
 """,
 )  # fmt: skip
 
-ALL: Final = (ENQUEUE, LOOK, CLAIM, CLAIM_SOLE, CHARGE, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED)
+# A message for all channels whose time (ms) is not over. -> how many
+NOTIFY: Final = _script(
+    "notify", "watch", "now_ms message",
+    """
+local channels = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf')
+for _, channel in ipairs(channels) do redis.call('PUBLISH', channel, ARGV[2]) end
+return #channels
+""",
+)  # fmt: skip
+
+ALL: Final = (ENQUEUE, LOOK, CLAIM, CLAIM_SOLE, CHARGE, RENEW, APPEND, HAND_BACK, LOSE, END, CANCEL, STORED, NOTIFY)

@@ -68,7 +68,7 @@ def accept(draft: Draft) -> Accepted:
     refused as one too many.
     """
     try:
-        with transaction.atomic(), statements.together():
+        with statements.together():
             return Accepted(generation=accept_new(draft), is_new=True)
     except Refused as error:
         refused = error

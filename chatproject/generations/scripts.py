@@ -94,6 +94,11 @@ def forget(generation_id: str) -> None:
     )  # fmt: skip
 
 
+def notify(watchers: str, *, now_ms: float, message: bytes) -> None:
+    """Send a message to the channels that stand in a sorted set by their expiry."""
+    _call(scripts.NOTIFY, [watchers], [now_ms, message])
+
+
 def tell_worker(slot: str, word: Control) -> None:
     """Say a word on a worker's control channel; lost when it does not listen, so nothing may depend on it alone."""
     redis_client.client().publish(names.control_channel(slot), word.to_json())

@@ -158,7 +158,8 @@ def test_inserts_of_a_block_are_sent_together(alice: User) -> None:
     with CaptureQueriesContext(connection) as sent, statements.together():
         for row in rows:
             statements.insert(row)
-    assert len(sent) == (1 if connection.vendor == "postgresql" else 3)
+    inserts = [query for query in sent.captured_queries if "INSERT" in query["sql"]]
+    assert len(inserts) == (1 if connection.vendor == "postgresql" else 3)
     assert set(Generation.objects.values_list("answer", flat=True)) == {"0 % 'x'", "1 % 'x'", "2 % 'x'"}
     statements.insert(late := a_generation(alice))
     assert Generation.objects.filter(pk=late.pk).exists()
@@ -176,8 +177,43 @@ def test_of_a_block_that_fails_nothing_is_kept(alice: User) -> None:
     assert Generation.objects.get().pk == row.pk
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts() -> None:
+    alice = User.objects.create_user("alice")
+    rows = [a_generation(alice) for _ in range(4)]
+    heard: list[object] = []
+
+    def note() -> None:
+        assert not connection.in_atomic_block
+        heard.append(Generation.objects.count())
+
+    with CaptureQueriesContext(connection) as sent, statements.together():
+        statements.insert(rows[0])
+        transaction.on_commit(note)
+    if connection.vendor == "postgresql":
+        assert sum(query["sql"].endswith("; COMMIT") for query in sent.captured_queries) == 1
+    assert heard == [1]
+    again = a_generation(alice)
+    again.client_id = rows[0].client_id
+    with pytest.raises(IntegrityError):
+        insert_together(rows[1], again)
+    assert (Generation.objects.count(), connection.get_autocommit()) == (1, True)
+
+    def within_another() -> None:
+        with transaction.atomic():
+            insert_together(rows[2])
+            assert Generation.objects.count() == 2
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        within_another()
+    assert Generation.objects.count() == 1
+    insert_together(rows[3])
+    assert Generation.objects.count() == 2
+
+
 def insert_together(*steps: Generation | Exception) -> None:
-    with transaction.atomic(), statements.together():
+    with statements.together():
         for step in steps:
             if isinstance(step, Exception):
                 raise step
