@@ -17,7 +17,7 @@ from django.conf import settings
 
 TIMEOUT_S = 1.0
 MOST_READY: Final = 8
-READY_S: Final = 10.0  # after which nobody knows whether the other side still listens
+READY_S: Final = 60.0  # after which what stands between may have forgotten the connection
 Client = redis.Redis
 AsyncClient = redis.asyncio.Redis
 
