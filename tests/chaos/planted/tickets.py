@@ -6,11 +6,14 @@ What is to happen stands in a file beside the control socket; what happened is c
 from __future__ import annotations
 
 import collections
+import contextlib
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 REMEMBERED = 8  # messages to a queue that may come once more
+AFTER_S = 0.02  # they come so long after the first one was sent
 
 
 def order_file(control: str | Path) -> Path:
@@ -65,15 +68,22 @@ def unreliable(module: ModuleType, control: str) -> None:
 
 def unreliable_accepts(module: ModuleType, control: str) -> None:
     """Change `chatproject.generations.scripts`: the ticket that is sent with a message obeys the order, too."""
-    enqueue, post = module.enqueue, _Post(control)
+    form, post = module._enqueue, _Post(control)  # what both ways to enqueue are made of
 
-    def enqueue_or_not(request: Any, ticket: Any = None) -> Any:
+    def form_or_not(request: Any, text: str, ticket: Any) -> Any:
         if ticket is None:
-            return enqueue(request)
+            return form(request, text, None)
         is_sent, again = post.times(ticket.key, ticket)
-        answer = enqueue(request, ticket if is_sent else None)
-        for each in again:
-            module.redis_client.client().lpush(each.key, each.message)
-        return answer
+        if again:
+            timer = threading.Timer(AFTER_S, _repeat, [module.redis_client.client(), again])
+            timer.daemon = True
+            timer.start()
+        return form(request, text, ticket if is_sent else None)
 
-    module.enqueue = enqueue_or_not
+    module._enqueue = form_or_not
+
+
+def _repeat(client: Any, again: list[Any]) -> None:
+    with contextlib.suppress(Exception):  # Redis is away: then nothing comes again
+        for each in again:
+            client.lpush(each.key, each.message)
