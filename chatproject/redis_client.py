@@ -52,6 +52,11 @@ class Posting:
         self._make = make
         self._ready: deque[tuple[float, Any]] = deque()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a connection stands ready, or did a moment ago."""
+        return bool(self._ready)
+
     def send(self, *command: Any) -> Callable[[], Any] | None:
         """Send a command, and return what gives its answer; None when it must be sent another way. Never waits.
 

@@ -43,8 +43,11 @@ def enqueue(request: GenerationRequest, ticket: Ticket | None = None) -> Literal
 
 def post_enqueue(request: GenerationRequest, text: str, ticket: Ticket | None) -> Callable[[], Any] | None:
     """Send what `enqueue` sends, as `redis_client.Posting.send` does; ``text`` is the request's JSON. Never waits."""
+    posting = redis_client.posting()
+    if not posting.is_ready:
+        return None
     keys, args = _enqueue(request, text, ticket)
-    return redis_client.posting().send("EVALSHA", _bound(scripts.ENQUEUE).sha, len(keys), *keys, *args)
+    return posting.send("EVALSHA", _bound(scripts.ENQUEUE).sha, len(keys), *keys, *args)
 
 
 def _enqueue(request: GenerationRequest, text: str, ticket: Ticket | None) -> tuple[list[str], list[Any]]:

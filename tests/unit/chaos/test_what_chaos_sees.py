@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from chatproject.generations.tickets import Ticket
 from tests.chaos import checker
 from tests.chaos.chats import Chat, Silence
 from tests.chaos.nemesis import Done
@@ -41,22 +40,6 @@ def test_tickets_vanish_and_come_again_where_they_are_sent(tmp_path: Path) -> No
     sender._put("generate.demo", "second")
     assert put == ["first", "control words are not tickets", "second", "second", "first", "lost"]
     assert count.stat().st_size == 4
-
-
-def test_tickets_that_are_sent_with_their_message_vanish_and_come_again(tmp_path: Path) -> None:
-    put: list[str] = []
-    module: Any = SimpleNamespace(
-        enqueue=lambda request, ticket=None: put.append(f"{request} with {ticket.message}" if ticket else request),
-        redis_client=SimpleNamespace(client=lambda: SimpleNamespace(lpush=lambda key, text: put.append(text))),
-    )
-    tickets.unreliable_accepts(module, str(tmp_path / "proxy.sock"))
-    order, count = tickets.order_file(tmp_path / "proxy.sock"), tickets.count_file(tmp_path / "proxy.sock")
-    order.write_text("drop")
-    module.enqueue("one", Ticket("generate.demo", "lost"))
-    order.write_text("repeat")
-    module.enqueue("two", Ticket("generate.demo", "sent"))
-    assert put == ["one", "two with sent", "sent", "lost"]
-    assert count.stat().st_size == 3
 
 
 def test_a_run_whose_tickets_were_never_lost_proves_nothing() -> None:

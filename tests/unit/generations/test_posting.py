@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from chatproject.contract import broker, names
 from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
 from chatproject.contract.names import Lane
 from chatproject.generations import dispatch, scripts
+from tests.chaos.planted import tickets as planted
 
 pytestmark = pytest.mark.needs("redis")
 ID = "11111111-2222-4333-8444-555555555555"
@@ -148,3 +150,27 @@ def test_connections_that_stand_ready_are_few() -> None:
         assert answer is not None
         assert answer() in ("PONG", True)
     assert len(posting._ready) == redis_client.MOST_READY
+
+
+@pytest.mark.parametrize("is_posted", [True, False], ids=["posted", "by a call that waits"])
+def test_chaos_loses_and_repeats_tickets_whichever_way_they_go(
+    server: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: list[str], is_posted: bool
+) -> None:
+    monkeypatch.setattr(scripts, "_enqueue", scripts._enqueue)  # to be put back
+    control = tmp_path / "proxy.sock"
+    planted.unreliable_accepts(scripts, str(control))
+    order, count = planted.order_file(control), planted.count_file(control)
+    for what, num_tickets, num_counted in (("drop", 0, 1), ("repeat", 3, 3), ("", 1, 3)):
+        server.flushdb()
+        order.write_text(what)
+        if is_posted and not redis_client.posting()._ready:
+            dispatch.open_connections()
+        announce()
+        deadline = time.monotonic() + 5
+        while waits(server) != ([ID], num_tickets):
+            assert time.monotonic() < deadline, waits(server)
+            time.sleep(0.01)
+        assert count.stat().st_size == num_counted
+        if not is_posted:
+            redis_client.posting()._ready.clear()
+    assert full == ([] if is_posted else [ID] * 3)

@@ -224,7 +224,7 @@ class History:
     def _patch(self, patch: pytest.MonkeyPatch) -> None:
         client = self.redis
         patch.setattr(redis_client, "client", lambda: client)
-        patch.setattr(redis_client, "posting", lambda: SimpleNamespace(send=self._post, open=_ignore))
+        patch.setattr(redis_client, "posting", lambda: SimpleNamespace(is_ready=True, send=self._post, open=_ignore))
         scripts._bound.cache_clear()
         for module in (workers.publisher, workers.leases):
             patch.setattr(module, "time", SimpleNamespace(monotonic=self.world.monotonic))
