@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,9 +61,12 @@ def test_the_mark_stands_where_the_model_no_longer_saw(page: Page) -> None:
 
 def test_a_chosen_model_is_asked_and_remembered(page: Page, second_model: str) -> None:
     expect(page.locator("[data-model]")).to_have_count(0)
-    page.reload()
-    page.wait_for_selector(READY)
     picker = page.get_by_role("combobox", name="Model")
+    deadline_s = time.monotonic() + 10
+    while not picker.count():  # a web process knows of it within a second
+        assert time.monotonic() < deadline_s
+        page.reload()
+        page.wait_for_selector(READY)
     expect(picker).to_have_value("demo")
     picker.select_option("second")
     write(page, "Is anybody there?")
