@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, DataError, IntegrityError, connection, connections, transaction
 from django.db.models import AutoField, Field, ForeignKey, Model
+from psycopg.errors import DivisionByZero
+from psycopg.pq import TransactionStatus
 
 _M = TypeVar("_M", bound=Model)
+_T = TypeVar("_T")
 # Values of this very type go into such a field as they are, in every database; others take Django's way.
 _AS_IS: Final[Mapping[str, type]] = {
     "BooleanField": bool, "CharField": str, "FloatField": float, "IntegerField": int, "PositiveBigIntegerField": int,
@@ -39,42 +42,93 @@ def get(model: type[_M], /, **where: Any) -> _M | None:
     return model.from_db(DEFAULT_DB_ALIAS, names, found)
 
 
+class Unmet(IntegrityError):
+    """What `must_write` or `must_be` asked for was not so. Nothing says which of them, or why."""
+
+
 class _Held(threading.local):
-    inserts: list[tuple[str, list[Any]]] | None = None  # None: they are sent at once
+    is_together = False
+    writes: list[tuple[str, Sequence[Any]]] | None = None  # None: they are sent at once
 
 
 _held = _Held()
 
 
+def at_once(write: Callable[[], _T]) -> _T:
+    """Do ``write`` in a transaction as `together` does, and if a key or a demand stops it, once more `step_by_step`."""
+    try:
+        with together():
+            return write()
+    except IntegrityError:
+        return step_by_step(write)
+
+
+def step_by_step(write: Callable[[], _T]) -> _T:
+    """Do ``write`` in a transaction, each statement by itself: so it is known what fails, and why."""
+    with transaction.atomic():
+        return write()
+
+
 @contextmanager
 def together() -> Iterator[None]:
-    """Do a block in a transaction, its inserts at the end in one round trip where the database takes many at once.
+    """Do a block in a transaction, its writes at the end in one round trip where the database takes many at once.
 
-    With them goes the COMMIT, if nobody else's transaction is around. So nothing in the block may read what it inserts,
-    and IntegrityError may come only at the end.
+    With them go BEGIN and COMMIT, if nobody else's transaction is around and nothing was asked before. So nothing in
+    the block may read what it writes, and IntegrityError may come only at the end.
     """
     with transaction.atomic():
-        if connection.vendor != "postgresql" or _held.inserts is not None:
+        if _held.is_together:
             yield
             return
-        held: list[tuple[str, list[Any]]] = []
-        _held.inserts = held
+        writes: list[tuple[str, Sequence[Any]]] = []
+        _held.is_together = True
+        _held.writes = writes if connection.vendor == "postgresql" else None
         try:
             yield
         finally:
-            _held.inserts = None
-        if held:
-            _send(held)
+            _held.is_together, _held.writes = False, None
+        if writes:
+            _send(writes)
 
 
-def _send(held: list[tuple[str, list[Any]]]) -> None:
-    sql = "; ".join(sql for sql, _ in held)
+def is_together() -> bool:
+    """Whether this is inside of `together`, so that limits are best left to `must_write` and `must_be`."""
+    return _held.is_together
+
+
+def must_write(sql: str, params: Sequence[Any]) -> None:
+    """Run a statement that is to write a row; in `together` only. Raises Unmet if it writes none, maybe at the end."""
+    if _held.writes is not None:
+        counted = f"WITH written AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM written"  # noqa: S608 - ours
+        _held.writes.append((counted, params))
+    elif execute(sql, params) == 0:
+        raise Unmet
+
+
+def must_be(condition: str, params: Sequence[Any]) -> None:
+    """Demand that a condition holds, after all writes so far; in `together` only. Raises Unmet, maybe at the end."""
+    if _held.writes is not None:
+        _held.writes.append((f"SELECT 1 / CASE WHEN {condition} THEN 1 ELSE 0 END", params))
+    elif execute_one(f"SELECT 1 WHERE {condition}", params) is None:
+        raise Unmet
+
+
+def _send(writes: list[tuple[str, Sequence[Any]]]) -> None:
+    sql = "; ".join(sql for sql, _ in writes)
     outermost, *others = connection.atomic_blocks
     is_tests = outermost._from_testcase  # type: ignore[attr-defined]
     if not others and not is_tests and not connection.needs_rollback:
-        # One that fails keeps it from being run. After it Django's own commit finds nothing to do.
-        sql += "; COMMIT"
-    execute(sql, [param for _, params in held for param in params])
+        # After either, Django's own commit finds nothing to do.
+        if connection.connection.info.transaction_status == TransactionStatus.IDLE:
+            connection.connection.autocommit = True  # statements of one message are a transaction by themselves
+        else:
+            sql += "; COMMIT"  # one that fails keeps it from being run
+    try:
+        execute(sql, [param for _, params in writes for param in params])
+    except DataError as error:
+        if isinstance(error.__cause__, DivisionByZero):
+            raise Unmet from error
+        raise
 
 
 def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -91,10 +145,10 @@ def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> N
         for name, place in places
     ]
     sql = f"{columns} VALUES {', '.join([marks] * len(rows))}"
-    if _held.inserts is None:
+    if _held.writes is None:
         execute(sql, params)
     else:
-        _held.inserts.append((sql, params))
+        _held.writes.append((sql, params))
     for row in rows:
         row._state.adding, row._state.db = False, DEFAULT_DB_ALIAS
         for name in instead:

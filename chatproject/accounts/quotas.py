@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from django.db import transaction
 from django.utils import timezone
@@ -35,12 +35,16 @@ _STRICT: Final = Plan(name="", requests_per_minute=20, tokens_per_day=200_000, g
 _HOLD: Final = """
     INSERT INTO accounts_dailyuse AS today
         (user_id, day, tokens_reserved, gpu_seconds_reserved, tokens_used, gpu_seconds_used, generations)
-    VALUES (%s, %s, %s, %s, 0, 0, 1)
+    SELECT id, %s, %s, %s, 0, 0, 1 FROM accounts_user
+    WHERE id = %s AND is_active AND plan_id IS NOT DISTINCT FROM %s
+        AND requests_per_minute IS NOT DISTINCT FROM %s AND tokens_per_day IS NOT DISTINCT FROM %s
+        AND gpu_seconds_per_day IS NOT DISTINCT FROM %s AND concurrent IS NOT DISTINCT FROM %s
     ON CONFLICT (user_id, day) DO UPDATE SET
         tokens_reserved = today.tokens_reserved + excluded.tokens_reserved,
         gpu_seconds_reserved = today.gpu_seconds_reserved + excluded.gpu_seconds_reserved,
         generations = today.generations + 1
     WHERE 1 = 1"""
+_JUDGED_BY: Final = ("plan_id", "requests_per_minute", "tokens_per_day", "gpu_seconds_per_day", "concurrent")
 _HAS_TOKENS: Final = " AND today.tokens_used + today.tokens_reserved + excluded.tokens_reserved <= %s"
 _HAS_SECONDS: Final = " AND today.gpu_seconds_used + today.gpu_seconds_reserved + excluded.gpu_seconds_reserved <= %s"
 _RELEASE: Final = """
@@ -118,13 +122,19 @@ def limits_of(user: User, *, plan: Plan | None = None) -> Limits:
 def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seconds: float, now: datetime) -> None:
     """Hold back what a generation may cost at most. Only in the accept transaction: it locks the user's day.
 
-    Raises Refused(quota_exceeded) that says which limit, and when to try again; nothing is written then.
+    The database holds ``user`` against the row: who is not active any more, or has other limits by now, gets nothing.
+    Raises Refused(quota_exceeded) that says which limit, and when to try again, or Refused(unavailable) when the user
+    has changed; nothing is written then. In `statements.together` all of that is Unmet.
     """
     limits, day = limits_of(user), _day(now)
     seconds = _up(gpu_seconds)
-    if not _hold(user, day, limits, tokens, seconds):
-        use = DailyUse.objects.filter(user=user, day=day).first()
-        raise _exceeded(use or DailyUse(user=user, day=day), limits, tokens, seconds, now)
+    if _is_too_much(limits, tokens, seconds):  # the first statement of a day asks no condition
+        raise _why_not(user, day, limits, tokens, seconds, now)
+    hold = _hold(user, day, limits, tokens, seconds)
+    if statements.is_together():
+        statements.must_write(*hold)
+    elif statements.execute(*hold) == 0:
+        raise _why_not(user, day, limits, tokens, seconds, now)
     held = Reservation(
         generation_id=generation_id, user_id=user.pk, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now
     )
@@ -189,19 +199,31 @@ def seconds_to_midnight(now: datetime) -> float:
     return max(1.0, (tomorrow - now).total_seconds())
 
 
-def _hold(user: User, day: date, limits: Limits, tokens: int, seconds: float) -> bool:
-    """Add to what the user's day holds back, in one statement; False, and nothing is added, when it has no room."""
+def _hold(user: User, day: date, limits: Limits, tokens: int, seconds: float) -> tuple[str, list[Any]]:
+    """Return the statement that adds to what the user's day holds back; it writes no row when there is no room."""
     sql = _HOLD
-    params = statements.values(DailyUse, user_id=user.pk, day=day, tokens_reserved=tokens, gpu_seconds_reserved=seconds)
-    for limit, wanted, condition in (
-        (limits.tokens_per_day, tokens, _HAS_TOKENS), (limits.gpu_seconds_per_day, seconds, _HAS_SECONDS)
-    ):  # fmt: skip
-        if limit is not None:
-            if wanted > limit:
-                return False  # the first statement of a day asks no condition
-            sql += condition
-            params.append(limit)
-    return statements.execute(sql, params) == 1
+    params = statements.values(DailyUse, day=day, tokens_reserved=tokens, gpu_seconds_reserved=seconds)
+    params += statements.values(User, id=user.pk, **{name: getattr(user, name) for name in _JUDGED_BY})
+    if limits.tokens_per_day is not None:
+        sql += _HAS_TOKENS
+        params.append(limits.tokens_per_day)
+    if limits.gpu_seconds_per_day is not None:
+        sql += _HAS_SECONDS
+        params.append(limits.gpu_seconds_per_day)
+    return sql, params
+
+
+def _is_too_much(limits: Limits, tokens: int, seconds: float) -> bool:
+    of_tokens, of_seconds = limits.tokens_per_day, limits.gpu_seconds_per_day
+    return (of_tokens is not None and tokens > of_tokens) or (of_seconds is not None and seconds > of_seconds)
+
+
+def _why_not(user: User, day: date, limits: Limits, tokens: int, seconds: float, now: datetime) -> Refused:
+    row = statements.get(User, id=user.pk, is_active=True)
+    if row is None or any(getattr(row, name) != getattr(user, name) for name in _JUDGED_BY):
+        return Refused(Refusal.UNAVAILABLE, "Your account was changed this moment. Send it again.", retry_after_s=1)
+    use = DailyUse.objects.filter(user=user, day=day).first()
+    return _exceeded(use or DailyUse(user=user, day=day), limits, tokens, seconds, now)
 
 
 def _exceeded(use: DailyUse, limits: Limits, tokens: int, seconds: float, now: datetime) -> Refused:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
 
-from chatproject import statements
+from chatproject.accounts import known
 from chatproject.accounts.models import User
 from chatproject.chat import identity, protocol, services, wire
 from chatproject.chat.errors import Refusal, Refused
@@ -157,9 +156,9 @@ class ChatConsumer(AsyncConsumer):
 
     async def _do(self, frame: Inbound) -> None:
         if isinstance(frame, Send):
-            await self._accept(frame, functools.partial(services.send, frame=frame))
+            await self._accept(frame, _send)
         elif isinstance(frame, Regenerate):
-            await self._accept(frame, functools.partial(services.regenerate, frame=frame))
+            await self._accept(frame, _regenerate)
         elif isinstance(frame, Resume):
             await self._resume(frame)
         elif isinstance(frame, Stop):
@@ -172,9 +171,7 @@ class ChatConsumer(AsyncConsumer):
         is_mine = False
         try:
             await self._hub.attach(generation_id, self, after=None)
-            result = await in_thread(_as_user)(
-                self.identity.user_id, write, generation_id=generation_id, watcher=self._hub.channel
-            )
+            result = await in_thread(write)(self.identity.user_id, frame, generation_id, self._hub.channel)
             is_mine = result.generation_id == generation_id
         finally:
             if not is_mine:
@@ -251,9 +248,24 @@ class NoSuchSocket(AsyncConsumer):
         await send({"type": "websocket.close"})
 
 
-def _as_user(user_id: str, write: Callable[..., services.SendResult], **fields: Any) -> services.SendResult:
-    # Loaded for each message: a plan or a ban counts from the next one on.
-    user = statements.get(User, id=user_id)
+def _send(user_id: str, frame: Send, generation_id: str, watcher: str) -> services.SendResult:
+    user = known.last_seen(user_id)
+    if user is not None:
+        sent = services.try_send(user=user, frame=frame, generation_id=generation_id, watcher=watcher)
+        if sent is not None:
+            return sent
+    return services.send(
+        user=_user(user_id), frame=frame, generation_id=generation_id, watcher=watcher, step_by_step=user is not None
+    )
+
+
+def _regenerate(user_id: str, frame: Regenerate, generation_id: str, watcher: str) -> services.SendResult:
+    return services.regenerate(user=_user(user_id), frame=frame, generation_id=generation_id, watcher=watcher)
+
+
+def _user(user_id: str) -> User:
+    # A plan or a ban counts from the next message on.
+    user = known.read(user_id)
     if user is None or not user.is_active:
         raise Unwelcome(identity.NOT_SIGNED_IN if user is None else identity.MAY_NOT_CHAT, "Sign in again.")
-    return write(user=user, **fields)
+    return user

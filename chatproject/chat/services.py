@@ -44,28 +44,37 @@ class SendResult:
     is_new: bool
 
 
-def send(*, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult:
+def send(*, user: User, frame: Send, generation_id: str, watcher: str | None, step_by_step: bool = False) -> SendResult:
     """Accept a message and the answer to it. Raises Refused; nothing is stored then.
 
-    A frame with ``replaces`` takes the place of that message: it and all that followed are superseded.
+    A frame with ``replaces`` takes the place of that message: it and all that followed are superseded. With
+    ``step_by_step`` it is not tried at once first: `try_send` did.
     """
     body = _sha256(frame)
+    transact = statements.step_by_step if step_by_step else statements.at_once
     try:
-        return _send(user, frame, body, generation_id, watcher)
-    except Refused as refused:
-        # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
-        earlier = _earlier(user, frame.id, body)
-        if earlier is None:
-            raise admission.counted(refused) from refused.__cause__
-        return earlier
+        return transact(lambda: _write(user, frame, body, generation_id, watcher))
+    except Refused as error:
+        refused = error
+    except IntegrityError:
+        refused = Refused(Refusal.CONVERSATION_BUSY)
+    # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
+    earlier = _earlier(user, frame.id, body)
+    if earlier is None:
+        raise admission.counted(refused)
+    return earlier
 
 
-def _send(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
+def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult | None:
+    """As `send`, but ``user`` may be as some time ago; None, and nothing is stored, when it is not accepted like this.
+
+    Then it is for `send` to say why, with the user as they are now.
+    """
     try:
         with statements.together():
-            return _write(user, frame, body, generation_id, watcher)
-    except IntegrityError as error:
-        raise Refused(Refusal.CONVERSATION_BUSY) from error  # as admission has it, of what was sent together
+            return _write(user, frame, _sha256(frame), generation_id, watcher)
+    except (IntegrityError, Refused):
+        return None
 
 
 def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:

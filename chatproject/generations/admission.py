@@ -36,6 +36,10 @@ DEFAULT_MAX_TOKENS: Final = 1024
 ASSUMED_SECONDS_PER_TOKEN: Final = 0.02  # until a worker has measured the model
 MAX_CLIENT_ID: Final = 64
 
+_MINUTE: Final = timedelta(minutes=1)
+_UNANSWERED: Final = "SELECT count(*) FROM generations_generation WHERE user_id = %s AND status = %s"
+_RECENT: Final = "SELECT count(*) FROM generations_generation WHERE user_id = %s AND accepted_at > %s"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
@@ -68,8 +72,7 @@ def accept(draft: Draft) -> Accepted:
     refused as one too many.
     """
     try:
-        with statements.together():
-            return Accepted(generation=accept_new(draft), is_new=True)
+        return Accepted(generation=statements.at_once(lambda: accept_new(draft)), is_new=True)
     except Refused as error:
         refused = error
     except IntegrityError:
@@ -86,30 +89,10 @@ def accept(draft: Draft) -> Accepted:
 def accept_new(draft: Draft) -> Generation:
     """As `accept`, of a message that has probably not come before, in a transaction of the caller's.
 
-    Raises Refused: the caller undoes that transaction, asks `find_earlier`, and if there is none raises it `counted`.
+    Raises Refused and IntegrityError: the caller undoes that transaction, asks `find_earlier`, and if there is none
+    raises it `counted`, or that the conversation is busy. In `statements.together` limits that do not hold are
+    IntegrityError too.
     """
-    try:
-        return _accept_new(draft)
-    except IntegrityError as error:
-        # The same message came before, or the conversation is answering another one.
-        raise Refused(Refusal.CONVERSATION_BUSY) from error
-
-
-def counted(refused: Refused) -> Refused:
-    """Count a message that is refused, and return what was raised."""
-    metrics.refused(code=refused.code)
-    return refused
-
-
-def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation | None:
-    """Return the generation this message was accepted as before. Raises Refused(id_reused) for another body."""
-    earlier = Generation.objects.filter(user=user, client_id=client_id).first()
-    if earlier is not None and earlier.body_sha256 != body_sha256:
-        raise Refused(Refusal.ID_REUSED)
-    return earlier
-
-
-def _accept_new(draft: Draft) -> Generation:
     _check_form(draft)
     now = timezone.now()
     model = selectors.model_for(draft.user, draft.model)
@@ -126,8 +109,10 @@ def _accept_new(draft: Draft) -> Generation:
         gpu_seconds=max_tokens * (seconds_per_token or ASSUMED_SECONDS_PER_TOKEN),
         now=now,
     )
-    _check_rates(draft.user, limits, now)
-    backlog.check_user(model.slug, lambda: _num_unanswered(draft.user, model.slug))
+    if statements.is_together():
+        _demand_room(draft.user, model, limits, now)
+    else:
+        _check_room(draft.user, model, limits, now)
     request = _request(draft, model, Lane(limits.lane), limits.weight, max_tokens, now)
     text = request.to_json()
     generation = Generation(
@@ -138,6 +123,20 @@ def _accept_new(draft: Draft) -> Generation:
     statements.insert(generation, instead={"request": text})
     transaction.on_commit(lambda: _announce(request, text, draft.thread))
     return generation
+
+
+def counted(refused: Refused) -> Refused:
+    """Count a message that is refused, and return what was raised."""
+    metrics.refused(code=refused.code)
+    return refused
+
+
+def find_earlier(*, user: User, client_id: str, body_sha256: str) -> Generation | None:
+    """Return the generation this message was accepted as before. Raises Refused(id_reused) for another body."""
+    earlier = Generation.objects.filter(user=user, client_id=client_id).first()
+    if earlier is not None and earlier.body_sha256 != body_sha256:
+        raise Refused(Refusal.ID_REUSED)
+    return earlier
 
 
 def _announce(request: GenerationRequest, text: str, thread: uuid.UUID | None) -> None:
@@ -181,15 +180,31 @@ def _fit(draft: Draft, model: ServedModel, status: ModelStatus | None) -> tuple[
     return most, min(wanted, limit - least)
 
 
-def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
-    if limits.concurrent is not None and _running(user) >= limits.concurrent:
+def _demand_room(user: User, model: ServedModel, limits: quotas.Limits, now: datetime) -> None:
+    """Have the database count what `_check_room` counts; it tells no more than that there is no room."""
+    conditions, params = [], []
+    most_unanswered = backlog.limit_of_user(model.slug)
+    for most, condition, values in (
+        (limits.concurrent, _UNANSWERED, {"status": Status.ACCEPTED}),
+        (limits.requests_per_minute, _RECENT, {"accepted_at": now - _MINUTE}),
+        (most_unanswered, _UNANSWERED + " AND model = %s", {"status": Status.ACCEPTED, "model": model.slug}),
+    ):
+        if most is not None:
+            conditions.append(f"({condition}) < %s")
+            params += [*statements.values(Generation, user_id=user.pk, **values), most]
+    if conditions:
+        statements.must_be(" AND ".join(conditions), params)
+
+
+def _check_room(user: User, model: ServedModel, limits: quotas.Limits, now: datetime) -> None:
+    if limits.concurrent is not None and _num_unanswered(user) >= limits.concurrent:
         raise Refused(
             Refusal.TOO_MANY_RUNNING,
             f"Your plan allows {limits.concurrent} answers at a time. Wait for one to end, or stop one.",
             retry_after_s=2,
         )
     if limits.requests_per_minute is not None:
-        since = now - timedelta(minutes=1)
+        since = now - _MINUTE
         mine = Generation.objects.filter(user=user, accepted_at__gt=since)
         recent = list(mine.order_by("-accepted_at").values_list("accepted_at", flat=True))
         if len(recent) >= limits.requests_per_minute:
@@ -200,14 +215,12 @@ def _check_rates(user: User, limits: quotas.Limits, now: datetime) -> None:
                 f"Your plan allows {limits.requests_per_minute} requests per minute. Try again in {wait_s:.0f} s.",
                 retry_after_s=round(wait_s, 1),
             )
+    if backlog.limit_of_user(model.slug) is not None:
+        backlog.check_user(model.slug, _num_unanswered(user, model=model.slug))
 
 
-def _running(user: User) -> int:
-    return Generation.objects.filter(user=user, status=Status.ACCEPTED).count()
-
-
-def _num_unanswered(user: User, model: str) -> int:
-    return Generation.objects.filter(user=user, status=Status.ACCEPTED, model=model).count()
+def _num_unanswered(user: User, **where: str) -> int:
+    return Generation.objects.filter(user=user, status=Status.ACCEPTED, **where).count()
 
 
 def _request(

@@ -5,7 +5,6 @@ Judges by what `model_states` last saw, so it asks neither Redis nor the databas
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from django.conf import settings
@@ -43,16 +42,16 @@ def check(model: str, lane: Lane, user_id: str) -> None:
         raise Refused(Refusal.QUEUE_FULL, retry_after_s=_until_left(queue, excess))
 
 
-def check_user(model: str, count: Callable[[], int]) -> None:
-    """Raise Refused(queue_full) when one user alone would fill the queue: QUEUE_MAX_WAITING_PER_USER unanswered.
-
-    ``count`` counts the user's unanswered messages for the model; it is only asked when so many wait at all.
-    """
+def limit_of_user(model: str) -> int | None:
+    """Return how many unanswered messages one user may have; None while so few wait at all that nobody is counted."""
     queue, limit = model_states.queue(model), settings.QUEUE_MAX_WAITING_PER_USER
-    if queue is None or queue.num_waiting < limit:
-        return
-    unanswered = count()
-    if unanswered >= limit:
+    return None if queue is None or queue.num_waiting < limit else limit
+
+
+def check_user(model: str, unanswered: int) -> None:
+    """Raise Refused(queue_full) when one user alone would fill the queue: QUEUE_MAX_WAITING_PER_USER unanswered."""
+    queue, limit = model_states.queue(model), settings.QUEUE_MAX_WAITING_PER_USER
+    if queue is not None and unanswered >= limit:
         raise Refused(
             Refusal.QUEUE_FULL,
             f"{unanswered} of your messages are not answered yet. Wait for answers, or stop some.",

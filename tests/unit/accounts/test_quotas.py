@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from django.db import transaction
 
+from chatproject import statements
 from chatproject.accounts import quotas
 from chatproject.accounts.errors import Refused
 from chatproject.accounts.models import DailyUse, Plan, Reservation, UsageRecord, User
@@ -60,6 +64,7 @@ def test_threads_together_stay_within_the_limit_and_settle_once(
 
 def test_a_refusal_says_which_limit_and_when_to_try_again(alice: User) -> None:
     alice.tokens_per_day, alice.gpu_seconds_per_day = 150, 3.0
+    alice.save()
     reserve(alice)
     with pytest.raises(Refused, match="150 a day") as tokens:
         reserve(alice, tokens=60)
@@ -74,10 +79,43 @@ def test_a_refusal_says_which_limit_and_when_to_try_again(alice: User) -> None:
 
 def test_a_request_larger_than_the_whole_day_is_not_told_to_wait(alice: User) -> None:
     alice.tokens_per_day = 50
+    alice.save()
     with pytest.raises(Refused, match="fewer tokens") as refusal:
         reserve(alice)
     assert refusal.value.retry_after_s is None
     assert not DailyUse.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"is_active": False}, {"plan": None}, {"requests_per_minute": 9}, {"tokens_per_day": 999},
+     {"gpu_seconds_per_day": 9.5}, {"concurrent": 9}, None],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("is_together", [False, True], ids=["step by step", "together"])
+def test_nothing_is_reserved_by_rights_that_the_user_no_longer_has(
+    alice: User, changed: dict[str, object] | None, is_together: bool
+) -> None:
+    plan = Plan.objects.create(name="own", tokens_per_day=10**9)
+    User.objects.filter(pk=alice.pk).update(plan=plan)
+    judged_by = User.objects.get(pk=alice.pk)
+    if changed is None:
+        alice.delete()
+    else:
+        User.objects.filter(pk=alice.pk).update(**changed)
+    with pytest.raises(statements.Unmet if is_together else Refused) as refusal:
+        reserve_in(statements.together if is_together else transaction.atomic, judged_by)
+    if isinstance(refusal.value, Refused):
+        assert refusal.value.code is Refusal.UNAVAILABLE
+    assert (DailyUse.objects.count(), Reservation.objects.count()) == (0, 0)
+    if changed and "is_active" not in changed:
+        reserve_in(statements.together, User.objects.get(pk=alice.pk))
+        assert Reservation.objects.count() == 1
+
+
+def reserve_in(transact: Callable[[], AbstractContextManager[None]], user: User) -> None:
+    with transact():
+        reserve(user)
 
 
 def test_an_answer_over_midnight_counts_for_the_day_it_was_accepted(alice: User) -> None:

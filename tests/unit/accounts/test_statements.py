@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -177,8 +178,9 @@ def test_of_a_block_that_fails_nothing_is_kept(alice: User) -> None:
     assert Generation.objects.get().pk == row.pk
 
 
+@pytest.mark.parametrize("asks", [False, True], ids=["only writes", "asks first"])
 @pytest.mark.django_db(transaction=True)
-def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts() -> None:
+def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts(asks: bool) -> None:
     alice = User.objects.create_user("alice")
     rows = [a_generation(alice) for _ in range(4)]
     heard: list[object] = []
@@ -187,17 +189,26 @@ def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts() 
         assert not connection.in_atomic_block
         heard.append(Generation.objects.count())
 
+    def ask() -> None:
+        if asks:
+            assert statements.get(User, id=alice.pk)
+
     with CaptureQueriesContext(connection) as sent, statements.together():
+        ask()
         statements.insert(rows[0])
+        statements.must_be("%s = (SELECT count(*) FROM generations_generation)", [1])
         transaction.on_commit(note)
     if connection.vendor == "postgresql":
-        assert sum(query["sql"].endswith("; COMMIT") for query in sent.captured_queries) == 1
+        assert sum(query["sql"].endswith("; COMMIT") for query in sent.captured_queries) == asks
+        assert sum("INSERT" in query["sql"] for query in sent.captured_queries) == 1
     assert heard == [1]
     again = a_generation(alice)
     again.client_id = rows[0].client_id
-    with pytest.raises(IntegrityError):
-        insert_together(rows[1], again)
-    assert (Generation.objects.count(), connection.get_autocommit()) == (1, True)
+    for failing in (again, "1 = 0"):
+        with pytest.raises(IntegrityError) as failed:
+            insert_together(ask, rows[1], failing)
+        assert isinstance(failed.value, statements.Unmet) == isinstance(failing, str)
+        assert (Generation.objects.count(), connection.get_autocommit()) == (1, True)
 
     def within_another() -> None:
         with transaction.atomic():
@@ -212,12 +223,38 @@ def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts() 
     assert Generation.objects.count() == 2
 
 
-def insert_together(*steps: Generation | Exception) -> None:
+def insert_together(*steps: Generation | Exception | str | Callable[[], None]) -> None:
     with statements.together():
         for step in steps:
             if isinstance(step, Exception):
                 raise step
-            statements.insert(step)
+            if isinstance(step, Generation):
+                statements.insert(step)
+            elif isinstance(step, str):
+                statements.must_be(step, [])
+            else:
+                step()
+
+
+def test_a_demand_of_a_block_keeps_out_all_of_it(alice: User) -> None:
+    change = "UPDATE accounts_user SET first_name = %s WHERE username = %s"
+    tries: list[bool] = []
+
+    def write(username: str) -> str:
+        tries.append(statements.is_together())
+        statements.insert(a_generation(alice))
+        if statements.is_together():
+            statements.must_write(change, ["50 %", username])
+        return "written"
+
+    with pytest.raises(statements.Unmet), statements.together():
+        write("nobody")
+    assert (Generation.objects.count(), statements.is_together()) == (0, False)
+    assert statements.at_once(lambda: write("alice")) == "written"
+    assert User.objects.get().first_name == "50 %"
+    assert statements.at_once(lambda: write("nobody")) == "written"
+    assert tries == [True, True, True, False]
+    assert Generation.objects.count() == 2
 
 
 def test_what_is_asked_for_is_read_before_it_is_too_old_and_nothing_else_is() -> None:

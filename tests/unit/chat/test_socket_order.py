@@ -67,7 +67,7 @@ async def connected(monkeypatch: pytest.MonkeyPatch, write: Write) -> AsyncItera
     monkeypatch.setattr(consumers, "get_hub", lambda: hub)
     monkeypatch.setattr(consumers, "get_presence", lambda: presence)
     monkeypatch.setattr(consumers, "in_thread", in_thread)
-    monkeypatch.setattr(consumers, "_as_user", lambda user_id, send, *, generation_id, watcher: write(generation_id))
+    monkeypatch.setattr(consumers, "_send", lambda user_id, frame, generation_id, watcher: write(generation_id))
     monkeypatch.setattr(identity, "present", lambda scope: Identity(user_id="alice"))
     into: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     out: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -233,7 +233,7 @@ class History:
         patch.setattr(tickets, "make", self._ticket)
         patch.setattr(model_states, "latest", lambda slug: None)
         patch.setattr(backlog, "check", lambda *_: None)
-        patch.setattr(backlog, "check_user", lambda model, count: None)
+        patch.setattr(backlog, "limit_of_user", lambda model: None)
         patch.setattr(announcer, "get_announcer", lambda: SimpleNamespace(send_frames=self._announce, notice=_ignore))
 
     def _post(self, *command: Any) -> Callable[[], Any] | None:
