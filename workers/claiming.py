@@ -47,7 +47,7 @@ def strategy(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]
             # Celery would drop it without a word, and the sweeper would bring it back for ever.
             pool.runtime.begin(replace(claim, is_cancelled=True))
             return ack(log, consumer.connection_errors)
-        pool.claims[claim.request.generation_id] = claim
+        pool.begin(claim)
         return inner(_served(message, claim), body, ack, reject, callbacks, **options)
 
     return on_ticket

@@ -23,11 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class Job:
-    """A generation in the engine. Its Celery request holds the place until `EnginePool.finish`."""
+    """A generation in the engine. It holds the place until `EnginePool._finish`; Celery's request comes later."""
 
-    def __init__(self, pool: EnginePool, trace: Any, args: Any, request: Any, claim: Claim) -> None:
-        self.pool, self.trace, self.args, self.request, self.claim = pool, trace, args, request, claim
+    def __init__(self, pool: EnginePool, claim: Claim) -> None:
+        self.pool, self.claim = pool, claim
         self.id, self.run, self.started = claim.request.generation_id, claim.lease.run, time.monotonic()
+        self.trace: Any = None
+        self.args: Any = ()
+        self.request: Any = None
 
     def terminate(self, signal: Any = None) -> None:
         """Celery calls this for revoke(terminate=True), and for every job at a cold shutdown."""
@@ -47,7 +50,6 @@ class EnginePool(BasePool):
     def on_start(self) -> None:
         """Start the runtime; tickets are only consumed once it has a model."""
         self.jobs: dict[str, Job] = {}
-        self.claims: dict[str, Claim] = {}  # from the strategy to on_apply; not in headers, DEBUG logs print those
         self.room_is_for: str | None = None  # the generation that a place was made for
         self.runtime = Runtime(worker_config.read(), send_task=self._send_task)
         self.runtime.ended = self._ended
@@ -66,15 +68,19 @@ class EnginePool(BasePool):
     def terminate_job(self, pid: Any, signal: Any = None) -> None:
         """Do nothing: Celery calls Job.terminate next."""
 
-    def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job:
-        """Take a request: begin its sequence, then tell Celery, whose events and log lines can wait."""
-        claim = self.claims.pop(args[1])
-        job = self.jobs[claim.request.generation_id] = Job(self, trace, args, callback.__self__, claim)
+    def begin(self, claim: Claim) -> None:
+        """Begin a sequence. Celery is told next: what it makes of a request would keep the first token waiting."""
+        job = self.jobs[claim.request.generation_id] = Job(self, claim)
         try:
             self.runtime.begin(claim)
         except Exception:  # raised on, it would end the worker
             log.exception("generation %s is left to its lease", job.id)
             self._ended(job.id, job.run, "failed")
+
+    def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job:
+        """Take the request of a sequence that has begun."""
+        job = self.jobs[args[1]]
+        job.trace, job.args, job.request = trace, args, callback.__self__
         accept_callback(os.getpid(), job.started)
         return job  # Celery keeps only a weak reference
 
@@ -91,8 +97,7 @@ class EnginePool(BasePool):
     @property
     def holds_last_attempt(self) -> bool:
         """Whether a generation here is on its last attempt: a second one would share its fate."""
-        claims = [*(job.claim for job in self.jobs.values()), *self.claims.values()]
-        return any(claim.request.attempt >= MAX_ATTEMPTS for claim in claims)
+        return any(job.claim.request.attempt >= MAX_ATTEMPTS for job in self.jobs.values())
 
     def _ended(self, generation_id: str, run: int, outcome: str) -> None:
         if self.hub is not None:
@@ -103,6 +108,8 @@ class EnginePool(BasePool):
         if job is None or job.run != run:
             return  # handed back a moment ago
         del self.jobs[generation_id]
+        if job.request is None:
+            return  # Celery would not have it
         task = self.app.tasks[job.request.task_name]
         task.outcome = "revoked" if generation_id in state.revoked else outcome
         try:

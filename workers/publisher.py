@@ -1,21 +1,21 @@
 """Log first, then show: writes every frame to its generation's log, then sends it to the web processes that watch.
 
-One thread with one event loop. A step costs two pipelines: all appends; then, for those that Redis took, one channel
-message per web process. Redis away: the engine goes on, everything stays in memory and is written when it is back. A
-log that is gone or shorter is written again from memory; one that a newer run holds makes us drop the sequence.
-A generation is remembered until `records` has stored it.
+One thread, which waits for words of the others and for the time of the next frame. A turn costs two pipelines: all
+appends; then, for those that Redis took, one channel message per web process. Redis away: the engine goes on,
+everything stays in memory and is written when it is back. A log that is gone or shorter is written again from memory;
+one that a newer run holds makes us drop the sequence. A generation is remembered until `records` has stored it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import functools
 import logging
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 from chatproject.contract import frames
@@ -65,8 +65,7 @@ class Publisher:
         self._begun: deque[ActiveGeneration] = deque()
         self._outputs: deque[Sequence[StepOutput]] = deque()
         self._handing_back: dict[str, ActiveGeneration] = {}
-        self._loop = asyncio.new_event_loop()
-        self._wake = asyncio.Event()
+        self._words: SimpleQueue[Callable[[], None]] = SimpleQueue()  # to be said in the thread
         self._retry_at = self._next_at = 0.0
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -91,7 +90,7 @@ class Publisher:
         """Take the outputs of one engine step. Called in the engine thread."""
         self._outputs.append(outputs)
         if len(self._outputs) == 1:  # else a wake-up is on its way
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._words.put(_wake)
 
     def watch(self, generation_id: str, channel: str) -> None:
         """Send the frames of a generation to one more web process from now on."""
@@ -116,31 +115,31 @@ class Publisher:
     # --- the loop
 
     def _call(self, method: Callable[..., None], *args: Any) -> None:
-        self._loop.call_soon_threadsafe(self._then_wake, method, args)
-
-    def _then_wake(self, method: Callable[..., None], args: tuple[Any, ...]) -> None:
-        method(*args)
-        self._wake.set()
+        self._words.put(functools.partial(method, *args))
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._main())
-
-    async def _main(self) -> None:
         while True:
-            delay_s = max(0.0, self._next_at - time.monotonic())
-            if delay_s:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), None if delay_s == math.inf else delay_s)
-            self._wake.clear()
-            await asyncio.sleep(0)  # hear those words, also when there is no delay
+            self._hear(max(0.0, self._next_at - time.monotonic()))
             try:
                 self._turn()
             except Exception:
                 log.exception("publisher")
-                await asyncio.sleep(0.1)
+                time.sleep(0.1)
             if self._is_stopping and not any(active.has_news for active in self._active.values()):
                 return
+
+    def _hear(self, wait_s: float) -> None:
+        """Do what others said, all of it; if nobody has said anything, wait for the first word, but only so long."""
+        try:
+            word = self._words.get(block=wait_s > 0, timeout=None if wait_s == math.inf else wait_s)
+            while True:
+                try:
+                    word()
+                except Exception:
+                    log.exception("publisher")
+                word = self._words.get_nowait()
+        except Empty:
+            return
 
     def _turn(self) -> None:
         self._take_outputs()
@@ -209,13 +208,13 @@ class Publisher:
         elif answer == "gone":
             log.warning("the log of %s is gone; it is written again from memory", active.id)
             active.restart_log()
-            self._wake.set()
+            self._next_at = 0.0
         elif answer.startswith("short:"):
             known = active.num_logged
             if not active.rewind(answer.removeprefix("short:")) or active.num_logged == known:
                 log.warning("the log of %s is not this run's any more", active.id)
                 self._lose(active)
-            self._wake.set()
+            self._next_at = 0.0
         elif answer in ("newer", "ended"):
             self._lose(active)
         else:
@@ -269,13 +268,13 @@ class Publisher:
             del self._handing_back[active.id]
             if answer == "cancelled":
                 active.cancel()
-                self._wake.set()
+                self._next_at = 0.0
             else:
                 self._active.pop(active.id, None)
                 if answer == "waiting":
                     self._outside.ring(active)
 
-    # --- words from outside, in the loop
+    # --- words from outside, in the thread
 
     def _take_begun(self) -> None:
         while self._begun:
@@ -328,3 +327,7 @@ class Publisher:
 
     def _stop(self) -> None:
         self._is_stopping = True
+
+
+def _wake() -> None:
+    """A word that says nothing."""

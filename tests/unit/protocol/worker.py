@@ -6,8 +6,9 @@ Token k of a run is named after the run, so that two runs mixed in one answer ar
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatproject.contract import names
 from chatproject.contract.fairness import MAX_ATTEMPTS
@@ -48,19 +49,18 @@ class Sequence:
         return StepOutput(sequence_id=id_, tokens=(self.num_tokens,), text=text)
 
 
-class Loop:
-    """Stands in for the publisher's event loop: what is called from elsewhere runs at its next turn."""
+class Words:
+    """Stands in for what the publisher's thread waits with: what is said elsewhere is done at its next turn."""
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self.said: deque[Callable[[], None]] = deque()
 
-    def call_soon_threadsafe(self, method: Any, *args: Any) -> None:
-        self.calls.append((method, args))
+    def put(self, word: Callable[[], None]) -> None:
+        self.said.append(word)
 
-    def turn(self) -> None:
-        while self.calls:
-            method, args = self.calls.popleft()
-            method(*args)
+    def hear(self) -> None:
+        while self.said:
+            self.said.popleft()()
 
 
 class Worker:
@@ -76,7 +76,7 @@ class Worker:
         self.runtime, self.room_is_for = self, None  # of the pool
         self.running: dict[str, Sequence] = {}
         self.is_draining = False
-        self.loop = Loop()
+        self.words = Words()
         self.publisher = history.publisher(self)
         self._leases = Leases(
             store=self.store, publisher=self.publisher, worker_status=self._status, model_status=lambda: None
@@ -138,7 +138,7 @@ class Worker:
 
     def _publish(self) -> None:
         while True:
-            self.loop.turn()
+            self.words.hear()
             self.publisher._turn()
             self.world.sleep(self.world.random.uniform(0.02, 0.08))
 
@@ -150,7 +150,7 @@ class Worker:
             for id_, sequence in list(self.running.items()):
                 self.hand_back(id_, sequence.claim.lease.run)
             deadline = self.world.now + 4
-            while self.world.now < deadline and not (self.publisher.is_settled() and not self.loop.calls):
+            while self.world.now < deadline and not (self.publisher.is_settled() and not self.words.said):
                 self.world.sleep(0.05)
             self.history.die(self)
 
@@ -186,12 +186,12 @@ class Worker:
 
 
 def make_publisher(history: History, worker: Worker) -> Publisher:
-    """Return the product's publisher with its loop, its store and its channel layer replaced by this world's."""
+    """Return the product's publisher with its words, its store and its channel layer replaced by this world's."""
     publisher = Publisher.__new__(Publisher)
     channels = SimpleNamespace(send=history.show)
     vars(publisher).update(
         _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(),
-        _outputs=deque(), _handing_back={}, _loop=worker.loop, _wake=SimpleNamespace(set=lambda: None), _retry_at=0.0,
+        _outputs=deque(), _handing_back={}, _words=worker.words, _retry_at=0.0,
         _next_at=0.0, _is_stopping=False, _thread=None,
     )  # fmt: skip
     return publisher

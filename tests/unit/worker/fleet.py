@@ -36,7 +36,6 @@ class Worker:
         self.store, self.charges = Store(fleet.url), Charges()
         self.config = SimpleNamespace(slug="demo", slot=slot, boot="b")
         self.jobs: dict[str, Any] = {}
-        self.claims: dict[str, Claim] = {}
         self.room_is_for: str | None = None
         self.runtime, self.pool, self.is_draining = self, self, False
         self.expired: list[str] = []

@@ -33,11 +33,12 @@ def serve(begin: Callable[[EnginePool, list[str]], None]) -> list[str]:
     pool = EnginePool.__new__(EnginePool)
     request = Request(heard)
     claim: Any = SimpleNamespace(request=SimpleNamespace(generation_id="g"), lease=SimpleNamespace(run=1))
-    pool.jobs, pool.claims = {}, {"g": claim}
+    pool.jobs = {}
     pool.hub = SimpleNamespace(call_soon=lambda call, *args: later.append(lambda: call(*args)))
     pool.app = SimpleNamespace(tasks={"chat.generate": SimpleNamespace(outcome="")})
     pool.runtime = SimpleNamespace(begin=lambda claim: begin(pool, heard))  # type: ignore[assignment]
     trace = lambda *args: (0, "", 0.0)  # noqa: E731
+    pool.begin(claim)
     pool.on_apply(trace, ("chat.generate", "g"), {}, callback=request.on_success, accept_callback=request.on_accepted)
     assert set(pool.jobs) == {"g"}
     for call in later:
@@ -62,3 +63,14 @@ def test_what_cannot_begin_ends_too(caplog: pytest.LogCaptureFixture) -> None:
 
     assert serve(fail) == ["accepted", "ended"]
     assert "left to its lease" in caplog.text
+
+
+def test_a_place_is_free_again_though_celery_never_took_the_request() -> None:
+    heard: list[str] = []
+    pool = EnginePool.__new__(EnginePool)
+    claim: Any = SimpleNamespace(request=SimpleNamespace(generation_id="g"), lease=SimpleNamespace(run=1))
+    pool.jobs = {}
+    pool.runtime = SimpleNamespace(begin=lambda claim: heard.append("begun"))  # type: ignore[assignment]
+    pool.begin(claim)
+    pool._finish("g", 1, "stop")
+    assert (heard, pool.jobs) == (["begun"], {})
