@@ -104,7 +104,8 @@ def _database() -> dict[str, Any]:
             },
         }
     settings: dict[str, Any] = dict(dj_database_url.parse(ENV["DATABASE_URL"], conn_max_age=0, conn_health_checks=True))
-    settings.setdefault("OPTIONS", {})["pool"] = {"min_size": 1, "max_size": 8, "timeout": 10}
+    # A web process's eight threads of the chat keep theirs (`kept_connection`); as many are for all else.
+    settings.setdefault("OPTIONS", {})["pool"] = {"min_size": 1, "max_size": 16, "timeout": 10}
     return settings
 
 

@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from django import db
-
 from chatproject.batched import Batched
 from chatproject.chat import identity as identities
 from chatproject.chat.identity import Identity, Unwelcome
+from chatproject.kept_connection import kept
 
 log = logging.getLogger(__name__)
 LOOK_S: Final = 2.0
@@ -44,11 +43,8 @@ def in_thread(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 
 def _with_database(work: Callable[..., Any], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
-    db.close_old_connections()
-    try:
+    with kept():
         return work(*args, **fields)
-    finally:
-        db.close_old_connections()
 
 
 class OpenSocket(Protocol):
