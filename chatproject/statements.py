@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -30,10 +32,39 @@ _AS_IS: Final[Mapping[str, type]] = {
 }  # fmt: skip
 
 
+def _text_of_utc(value: datetime) -> str | None:
+    return str(value.replace(tzinfo=None)) if value.tzinfo is UTC else None
+
+
+def _if_utc(value: datetime) -> datetime | None:
+    return value if value.tzinfo is UTC else None
+
+
+# The same of some databases, where they may need a conversion.
+_CONVERSIONS: Final[Mapping[str, Mapping[str, tuple[type, Callable[[Any], Any] | None]]]] = {
+    "sqlite": {
+        "DateField": (date, str), "DateTimeField": (datetime, _text_of_utc),
+        "UUIDField": (uuid.UUID, attrgetter("hex")),
+    },
+    "postgresql": {
+        "DateField": (date, None), "DateTimeField": (datetime, _if_utc), "UUIDField": (uuid.UUID, None),
+    },
+}  # fmt: skip
+
+
 def get(model: type[_M], /, **where: Any) -> _M | None:
     """Return the row whose fields (by column attribute, as ``user_id``) equal ``where``; None when there is none."""
+    return _get(model, where, "")
+
+
+def lock(model: type[_M], /, **where: Any) -> _M | None:
+    """As `get`, and nobody else may change the row until the transaction ends."""
+    return _get(model, where, " FOR UPDATE" if connection.features.has_select_for_update else "")
+
+
+def _get(model: type[_M], where: Mapping[str, Any], rest: str) -> _M | None:
     names, sql, converters = _select(model, tuple(where), DEFAULT_DB_ALIAS)
-    row = execute_one(f"{sql} WHERE {_equal(model, tuple(where))}", values(model, **where))
+    row = execute_one(f"{sql} WHERE {_equal(model, tuple(where))}{rest}", values(model, **where))
     if row is None:
         return None
     found, database = list(row), connections[DEFAULT_DB_ALIAS]
@@ -114,21 +145,23 @@ def must_be(condition: str, params: Sequence[Any]) -> None:
 
 
 def _send(writes: list[tuple[str, Sequence[Any]]]) -> None:
-    sql = "; ".join(sql for sql, _ in writes)
-    outermost, *others = connection.atomic_blocks
-    is_tests = outermost._from_testcase  # type: ignore[attr-defined]
-    if not others and not is_tests and not connection.needs_rollback:
-        # After either, Django's own commit finds nothing to do.
-        if connection.connection.info.transaction_status == TransactionStatus.IDLE:
-            connection.connection.autocommit = True  # statements of one message are a transaction by themselves
-        else:
-            sql += "; COMMIT"  # one that fails keeps it from being run
-    try:
-        execute(sql, [param for _, params in writes for param in params])
-    except DataError as error:
-        if isinstance(error.__cause__, DivisionByZero):
-            raise Unmet from error
-        raise
+    with connection.cursor() as cursor:
+        # Each by itself: psycopg remembers how it parsed a statement, but none of that length.
+        texts = [cursor.mogrify(sql, params) for sql, params in writes]
+        outermost, *others = connection.atomic_blocks
+        is_tests = outermost._from_testcase  # type: ignore[attr-defined]
+        if not others and not is_tests and not connection.needs_rollback:
+            # After either, Django's own commit finds nothing to do.
+            if connection.connection.info.transaction_status == TransactionStatus.IDLE:
+                connection.connection.autocommit = True  # statements of one message are a transaction by themselves
+            else:
+                texts.append("COMMIT")  # one that fails keeps it from being run
+        try:
+            cursor.execute("; ".join(texts))
+        except DataError as error:
+            if isinstance(error.__cause__, DivisionByZero):
+                raise Unmet from error
+            raise
 
 
 def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -137,28 +170,62 @@ def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> N
     ``instead`` are values as the database takes them, as the text of a JSONField; the rows read these back when asked.
     Raises django.db.IntegrityError, within `together` at its end.
     """
-    places, columns, marks = _insert(type(rows[0]))
-    database = connections[DEFAULT_DB_ALIAS]
-    params = [
-        instead[name] if name in instead else place.taken(getattr(row, name), database)
-        for row in rows
-        for name, place in places
-    ]
-    sql = f"{columns} VALUES {', '.join([marks] * len(rows))}"
-    if _held.writes is None:
-        execute(sql, params)
-    else:
-        _held.writes.append((sql, params))
+    model, database = type(rows[0]), connections[DEFAULT_DB_ALIAS]
+    _insert_params(
+        model, len(rows),
+        [
+            instead[name] if name in instead else place.taken(getattr(row, name), database)
+            for row in rows
+            for name, place in _written(model)
+        ],
+    )  # fmt: skip
     for row in rows:
         row._state.adding, row._state.db = False, DEFAULT_DB_ALIAS
         for name in instead:
             row.__dict__.pop(name, None)  # deferred, as Django has it
 
 
+def insert_values(model: type[Model], *rows: Mapping[str, Any]) -> None:
+    """As `insert`, but of values by column attribute; what is missing is the field's default.
+
+    For rows that nobody needs as instances: to make one takes Django longer than to insert it.
+    """
+    database = connections[DEFAULT_DB_ALIAS]
+    _insert_params(
+        model, len(rows),
+        [
+            place.taken(row[name] if name in row else place.field.get_default(), database)
+            for row in rows
+            for name, place in _written(model)
+        ],
+    )  # fmt: skip
+
+
+def _insert_params(model: type[Model], num_rows: int, params: list[Any]) -> None:
+    columns, marks = _insert(model)
+    _write(f"{columns} VALUES {', '.join([marks] * num_rows)}", params)
+
+
+def _write(sql: str, params: Sequence[Any]) -> None:
+    if _held.writes is None:
+        execute(sql, params)
+    else:
+        _held.writes.append((sql, params))
+
+
 def update(model: type[Model], where: Mapping[str, Any], /, **changed: Any) -> int:
     """Set fields of the rows that equal ``where``; return how many there were."""
+    return execute(*_update_of(model, where, changed))
+
+
+def change(model: type[Model], where: Mapping[str, Any], /, **changed: Any) -> None:
+    """As `update`, of what the caller has locked, so that nobody need know how many there were: with other writes."""
+    _write(*_update_of(model, where, changed))
+
+
+def _update_of(model: type[Model], where: Mapping[str, Any], changed: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
     sql = f"{_update(model, tuple(changed))} WHERE {_equal(model, tuple(where))}"
-    return execute(sql, [*values(model, **changed), *values(model, **where)])
+    return sql, [*values(model, **changed), *values(model, **where)]
 
 
 def values(model: type[Model], /, **fields: Any) -> list[Any]:
@@ -169,6 +236,10 @@ def values(model: type[Model], /, **fields: Any) -> list[Any]:
 
 def execute(sql: str, params: Sequence[Any]) -> int:
     """Run a statement, return how many rows it wrote."""
+    plain = _plain_connection()
+    if plain is not None:
+        with connection.wrap_database_errors:
+            return int(plain.execute(_with_question_marks(sql), params).rowcount)
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return int(cursor.rowcount)
@@ -176,10 +247,36 @@ def execute(sql: str, params: Sequence[Any]) -> int:
 
 def execute_one(sql: str, params: Sequence[Any]) -> tuple[Any, ...] | None:
     """Run a statement that returns rows, return the first; values are as the driver gives them."""
+    rows = execute_all(sql, params)  # a statement left half read would keep SQLite's transaction open
+    return rows[0] if rows else None
+
+
+def execute_all(sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Run a statement and return its rows; values are as the driver gives them."""
+    plain = _plain_connection()
+    if plain is not None:
+        with connection.wrap_database_errors:
+            found: list[tuple[Any, ...]] = plain.execute(_with_question_marks(sql), params).fetchall()
+            return found
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
-        rows = cursor.fetchall()  # a statement left half read would keep SQLite's transaction open
-    return rows[0] if rows else None
+        return list(cursor.fetchall())
+
+
+def _plain_connection() -> Any:
+    """Return SQLite's own connection where a cursor of Django's would do nothing but cost more than the statement."""
+    database = connections[DEFAULT_DB_ALIAS]
+    is_plain = (
+        database.vendor == "sqlite"
+        and database.connection is not None
+        and not (database.queries_logged or database.execute_wrappers or database.needs_rollback)
+    )
+    return database.connection if is_plain else None
+
+
+@functools.cache
+def _with_question_marks(sql: str) -> str:
+    return sql.replace("%s", "?").replace("%%", "%")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,29 +285,30 @@ class _Place:
 
     field: Field[Any, Any]
     column: str  # quoted
-    kind: type | None  # values of this very type need no conversion
-    is_hex: bool  # but that of a uuid to its digits
+    kind: type | None  # values of this very type go past Django's own conversion, which is a dozen calls
+    convert: Callable[[Any], Any] | None  # which they need; it returns None where only Django knows
 
     def taken(self, value: Any, database: Any) -> Any:
-        kind = type(value)
         if value is None:
             return None
-        if kind is self.kind:  # Django's own way is a dozen calls
-            return value.hex if self.is_hex else value
+        if type(value) is self.kind:
+            taken = value if self.convert is None else self.convert(value)
+            if taken is not None:
+                return taken
         return self.field.get_db_prep_save(value, database)
 
 
 @functools.cache
 def _places(model: type[Model]) -> Mapping[str, _Place]:
     """Return the places by column attribute."""
-    vendor, places = connection.vendor, {}
+    conversions, places = _CONVERSIONS.get(connection.vendor, {}), {}
     for field in model._meta.concrete_fields:
         target = field
         while isinstance(target, ForeignKey):
             target = target.target_field
-        is_uuid = target.get_internal_type() == "UUIDField" and vendor in ("sqlite", "postgresql")
-        kind = uuid.UUID if is_uuid else _AS_IS.get(target.get_internal_type())
-        places[field.attname] = _Place(field, _quoted(field.column), kind, is_uuid and vendor == "sqlite")
+        name = target.get_internal_type()
+        kind, convert = (_AS_IS[name], None) if name in _AS_IS else conversions.get(name, (None, None))
+        places[field.attname] = _Place(field, _quoted(field.column), kind, convert)
     return places
 
 
@@ -230,10 +328,16 @@ def _select(
 
 
 @functools.cache
-def _insert(model: type[Model]) -> tuple[list[tuple[str, _Place]], str, str]:
-    places = [(name, place) for name, place in _places(model).items() if not isinstance(place.field, AutoField)]
+def _written(model: type[Model]) -> list[tuple[str, _Place]]:
+    """Return what an insert writes: all but a key that the database counts up."""
+    return [(name, place) for name, place in _places(model).items() if not isinstance(place.field, AutoField)]
+
+
+@functools.cache
+def _insert(model: type[Model]) -> tuple[str, str]:
+    places = _written(model)
     columns = ", ".join(place.column for _, place in places)
-    return places, f"INSERT INTO {_table(model)} ({columns})", f"({', '.join(['%s'] * len(places))})"
+    return f"INSERT INTO {_table(model)} ({columns})", f"({', '.join(['%s'] * len(places))})"
 
 
 @functools.cache

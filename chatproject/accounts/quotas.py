@@ -135,10 +135,11 @@ def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seco
         statements.must_write(*hold)
     elif statements.execute(*hold) == 0:
         raise _why_not(user, day, limits, tokens, seconds, now)
-    held = Reservation(
-        generation_id=generation_id, user_id=user.pk, day=day, tokens=tokens, gpu_seconds=seconds, created_at=now
-    )
-    statements.insert(held)
+    statements.insert_values(
+        Reservation,
+        {"generation_id": generation_id, "user_id": user.pk, "day": day, "tokens": tokens, "gpu_seconds": seconds,
+         "created_at": now},
+    )  # fmt: skip
 
 
 def settle(
@@ -164,11 +165,11 @@ def settle(
         statements.execute(
             _SPEND, [held_tokens, prompt_tokens + completion_tokens, held_seconds, seconds, user_id, day]
         )
-        statements.insert(
-            UsageRecord(
-                generation_id=generation_id, user_id=user_id, username=username, model=model,
-                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, gpu_seconds=seconds, created_at=now,
-            )
+        statements.insert_values(
+            UsageRecord,
+            {"generation_id": generation_id, "user_id": user_id, "username": username, "model": model,
+             "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "gpu_seconds": seconds,
+             "created_at": now},
         )  # fmt: skip
     return True
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from django.db.models import Exists, OuterRef, Q
 
+from chatproject import statements
 from chatproject.accounts.models import User
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.models import Conversation, Message
@@ -38,6 +41,25 @@ class TranscriptMessage:
     completion_tokens: int = 0
     decode_ms: int = 0
     dropped_turns: int = 0  # turns the model was not shown, because they did not fit its context
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message as the model is told of it."""
+
+    id: uuid.UUID
+    role: str  # user or assistant
+    text: str
+    generation_id: uuid.UUID | None  # of an answer
+
+
+# An answer's instance has thirty fields, and a request with the whole history again.
+_SAID: Final = """
+    SELECT message.id, message.role,
+        CASE WHEN message.is_superseded THEN '' WHEN message.role = 'user' THEN message.text ELSE answered.answer END,
+        message.generation_id, message.position, message.is_superseded
+    FROM chat_message AS message LEFT JOIN generations_generation AS answered ON answered.id = message.generation_id
+    WHERE message.conversation_id = %s ORDER BY message.position"""
 
 
 def conversations_of(
@@ -68,27 +90,37 @@ def conversation(user: User, conversation_id: uuid.UUID | str) -> Conversation:
 def transcript(user: User, conversation_id: uuid.UUID | str) -> list[TranscriptMessage]:
     """Return what the page shows of a conversation, oldest first, without what was edited away or answered again."""
     owned = conversation(user, conversation_id)
-    shown = messages_shown(owned.id)
+    shown = _messages_shown(owned.id)
     generations = _generations(shown)
     return [_transcript_message(message, generations.get(message.generation_id)) for message in shown]
 
 
-def messages_shown(conversation_id: uuid.UUID) -> list[Message]:
-    """Return the messages that were not superseded, oldest first."""
+def _messages_shown(conversation_id: uuid.UUID) -> list[Message]:
     return list(Message.objects.filter(conversation_id=conversation_id, is_superseded=False).order_by("position"))
 
 
-def history(system_prompt: str, messages: list[Message]) -> tuple[Turn, ...]:
-    """Return the turns a model is shown for ``messages``; an answer cut short counts, an empty one does not."""
-    generations = _generations(messages)
+def said_in(conversation_id: uuid.UUID) -> tuple[list[Said], int]:
+    """Return what was said and not superseded, oldest first, and the next free position; in one statement.
+
+    Superseded messages keep their positions, so the last one shown is not the last one there is.
+    """
+    rows = statements.execute_all(_SAID, statements.values(Message, conversation_id=conversation_id))
+    said = [
+        Said(id=_uuid(id_), role=role, text=text or "", generation_id=_uuid(generation_id) if generation_id else None)
+        for id_, role, text, generation_id, _, is_superseded in rows
+        if not is_superseded
+    ]
+    return said, rows[-1][4] + 1 if rows else 0
+
+
+def history(system_prompt: str, said: Sequence[Said]) -> tuple[Turn, ...]:
+    """Return the turns a model is shown for what was said; an answer cut short counts, an empty one does not."""
     turns = [Turn(role="system", text=system_prompt)] if system_prompt else []
-    for message in messages:
+    for message in said:
         if message.role == Message.Role.USER:
             turns.append(Turn(role="user", text=message.text))
-        else:
-            generation = generations.get(message.generation_id)
-            if generation is not None and generation.answer:
-                turns.append(Turn(role="assistant", text=generation.answer))
+        elif message.text:
+            turns.append(Turn(role="assistant", text=message.text))
     return tuple(turns)
 
 

@@ -10,11 +10,10 @@ import hashlib
 import json
 import unicodedata
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
-from django.db.models import Max
 from django.utils import timezone
 
 from chatproject import statements
@@ -23,6 +22,7 @@ from chatproject.chat import selectors
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.models import Conversation, Message
 from chatproject.chat.protocol import Regenerate, Send
+from chatproject.chat.selectors import Said
 from chatproject.contract.messages import Turn
 from chatproject.generations import admission
 from chatproject.generations import services as generation_services
@@ -30,6 +30,7 @@ from chatproject.generations.models import Generation
 
 TITLE_CHARACTERS = 60
 TITLE_MAX = 120
+_AS_TEXT = json.JSONEncoder(sort_keys=True, default=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +79,31 @@ def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None
 
 
 def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
-    conversation = _locked(user, frame.conversation) if frame.conversation is not None else _new(user, frame)
-    messages = selectors.messages_shown(conversation.id) if frame.conversation is not None else []
-    kept = messages
+    said: list[Said]
+    if frame.conversation is not None:
+        conversation = _locked(user, frame.conversation)
+        said, position = selectors.said_in(conversation.id)
+    else:
+        conversation, said, position = _new(user, frame), [], 0
+    kept = said
     if frame.replaces is not None:
-        kept = _before(messages, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
+        kept = _before(said, lambda each: each.id == frame.replaces and each.role == Message.Role.USER)
     turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
     generation = admission.accept_new(_draft(user, frame, body, conversation, turns, generation_id, watcher))
     if not conversation.title or (conversation.is_title_automatic and not kept):
         conversation.title = title_of(frame.text)
     if frame.model:
         conversation.model = frame.model
-    is_first = conversation._state.adding
     _touch(conversation)
-    position = 0 if is_first else _supersede(conversation, kept, messages)
-    asked = Message(conversation_id=conversation.id, position=position, role=Message.Role.USER, text=frame.text)
-    answer = _answer(conversation, position + 1, generation)
-    statements.insert(asked, answer)
-    return _result(conversation, asked, answer, is_new=True)
+    _supersede(said[len(kept) :])
+    asked_id, answer_id = uuid.uuid4(), uuid.uuid4()
+    statements.insert_values(
+        Message,
+        {"id": asked_id, "conversation_id": conversation.id, "position": position, "role": Message.Role.USER.value,
+         "text": frame.text},
+        _answer(conversation, position + 1, generation, answer_id),
+    )  # fmt: skip
+    return _result(conversation, asked_id, answer_id, generation.id, is_new=True)
 
 
 def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: str | None) -> SendResult:
@@ -109,8 +117,8 @@ def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: st
         if replaced is None:
             raise Refused(Refusal.NOT_FOUND)
         conversation = _locked(user, replaced.conversation_id)
-        messages = selectors.messages_shown(conversation.id)
-        kept = _before(messages, lambda each: each.generation_id == frame.generation)
+        said, position = selectors.said_in(conversation.id)
+        kept = _before(said, lambda each: each.generation_id == frame.generation)
         asked = next((each for each in reversed(kept) if each.role == Message.Role.USER), None)
         if asked is None:
             raise Refused(Refusal.NOT_FOUND)
@@ -118,9 +126,10 @@ def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: st
         accepted = admission.accept(_draft(user, frame, body, conversation, turns, generation_id, watcher))
         if accepted.is_new:
             _touch(conversation)
-            answer = _answer(conversation, _supersede(conversation, kept, messages), accepted.generation)
-            statements.insert(answer)
-            return _result(conversation, asked, answer, is_new=True)
+            _supersede(said[len(kept) :])
+            answer_id = uuid.uuid4()
+            statements.insert_values(Message, _answer(conversation, position, accepted.generation, answer_id))
+            return _result(conversation, asked.id, answer_id, accepted.generation.id, is_new=True)
     return _earlier_or_lost(user, frame.id, body)
 
 
@@ -182,7 +191,7 @@ def _sha256(frame: Send | Regenerate) -> str:
     # Not `dataclasses.asdict`: it copies all of it. The text must stay as it is: a retry may come after an update.
     fields = {"kind": type(frame).__name__, **{name: getattr(frame, name) for name in frame.__slots__ if name != "id"}}
     fields["params"] = {name: getattr(frame.params, name) for name in frame.params.__slots__}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(_AS_TEXT.encode(fields).encode()).hexdigest()
 
 
 def _earlier(user: User, client_id: str, body_sha256: str) -> SendResult | None:
@@ -196,7 +205,7 @@ def _earlier(user: User, client_id: str, body_sha256: str) -> SendResult | None:
         raise Refused(Refusal.NOT_FOUND, "This message was sent before, and its conversation was deleted since.")
     earlier = Message.objects.filter(conversation_id=answer.conversation_id, position__lt=answer.position)
     asked = earlier.filter(role=Message.Role.USER).order_by("-position")[0]
-    return _result(answer.conversation, asked, answer, is_new=False)
+    return _result(answer.conversation, asked.id, answer.id, found.id, is_new=False)
 
 
 def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult:
@@ -207,7 +216,7 @@ def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult
 
 
 def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
-    found = Conversation.objects.select_for_update().filter(user=user, id=conversation_id).first()
+    found = statements.lock(Conversation, id=conversation_id, user_id=user.pk)
     if found is None:
         raise Refused(Refusal.NOT_FOUND)
     return found
@@ -219,10 +228,10 @@ def _new(user: User, frame: Send) -> Conversation:
     return Conversation(user_id=user.pk)
 
 
-def _before(messages: list[Message], is_replaced: Callable[[Message], bool]) -> list[Message]:
-    for index, message in enumerate(messages):
+def _before(said: list[Said], is_replaced: Callable[[Said], bool]) -> list[Said]:
+    for index, message in enumerate(said):
         if is_replaced(message):
-            return messages[:index]
+            return said[:index]
     raise Refused(Refusal.NOT_FOUND)
 
 
@@ -243,30 +252,30 @@ def _touch(conversation: Conversation) -> None:
     if conversation._state.adding:
         statements.insert(conversation)
     else:
-        statements.update(
+        statements.change(
             Conversation, {"id": conversation.id},
             title=conversation.title, model=conversation.model, updated_at=conversation.updated_at,
         )  # fmt: skip
 
 
-def _supersede(conversation: Conversation, kept: list[Message], messages: list[Message]) -> int:
-    """Mark all of ``messages`` after ``kept``; return the next free position."""
-    replaced = [message.id for message in messages[len(kept) :]]
+def _supersede(replaced: Sequence[Said]) -> None:
     if replaced:
-        Message.objects.filter(id__in=replaced).update(is_superseded=True)
-    # Superseded messages keep their positions, so the last one shown is not the last one there is.
-    last = Message.objects.filter(conversation=conversation).aggregate(last=Max("position"))["last"]
-    return 0 if last is None else int(last) + 1
+        Message.objects.filter(id__in=[message.id for message in replaced]).update(is_superseded=True)
 
 
-def _answer(conversation: Conversation, position: int, generation: Generation) -> Message:
-    return Message(
-        conversation_id=conversation.id, position=position, role=Message.Role.ASSISTANT, generation_id=generation.id
-    )
+def _answer(
+    conversation: Conversation, position: int, generation: Generation, answer_id: uuid.UUID
+) -> dict[str, object]:
+    return {
+        "id": answer_id, "conversation_id": conversation.id, "position": position,
+        "role": Message.Role.ASSISTANT.value, "generation_id": generation.id,
+    }  # fmt: skip
 
 
-def _result(conversation: Conversation, asked: Message, answer: Message, *, is_new: bool) -> SendResult:
+def _result(
+    conversation: Conversation, asked_id: uuid.UUID, answer_id: uuid.UUID, generation_id: uuid.UUID, *, is_new: bool
+) -> SendResult:
     return SendResult(
-        conversation_id=str(conversation.id), title=conversation.title, message_id=str(asked.id),
-        answer_id=str(answer.id), generation_id=str(answer.generation_id), is_new=is_new,
+        conversation_id=str(conversation.id), title=conversation.title, message_id=str(asked_id),
+        answer_id=str(answer_id), generation_id=str(generation_id), is_new=is_new,
     )  # fmt: skip

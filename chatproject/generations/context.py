@@ -6,6 +6,7 @@ Where the web side has no tokenizer file (only the workers hold the model), the 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 ESTIMATED_BYTES_PER_TOKEN: Final = 3
 DEFAULT_TURN_TOKENS: Final = 8
 MANY_CHARACTERS: Final = 200_000
+MOST_COUNTS: Final = 10_000  # of 200 bytes
+
+_counts: dict[tuple[str, bytes], int] = {}  # tokens by the digest of a text
 
 
 def count_tokens(directory: str, turns: Iterable[Turn], *, turn_tokens: int = DEFAULT_TURN_TOKENS) -> int:
@@ -31,9 +35,21 @@ def count_tokens(directory: str, turns: Iterable[Turn], *, turn_tokens: int = DE
         if tokenizer is None or len(turn.text) > MANY_CHARACTERS:
             total += len(turn.text.encode("utf-8", "replace")) // ESTIMATED_BYTES_PER_TOKEN + 1
         else:
-            total += len(tokenizer.encode(turn.text, add_special_tokens=False).ids)
+            total += _count(directory, tokenizer, turn.text)
         total += turn_tokens
     return total
+
+
+def _count(directory: str, tokenizer: Tokenizer, text: str) -> int:
+    # Each message brings the whole conversation again, in a transaction that others wait for.
+    key = (directory, hashlib.blake2b(text.encode(), digest_size=16).digest())
+    count = _counts.get(key)
+    if count is None:
+        count = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if len(_counts) >= MOST_COUNTS:
+            _counts.clear()
+        _counts[key] = count
+    return count
 
 
 @functools.lru_cache(maxsize=8)

@@ -138,4 +138,10 @@ def _biases(value: Any) -> tuple[tuple[int, float], ...]:
 
 def is_storable(text: str) -> bool:
     """Say whether every database and encoder can take ``text``: no NUL, no lone surrogate."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if "\x00" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -116,7 +116,7 @@ async def _first_tokens(side: Side, tokens: int, *, seed: int) -> list[float]:
     end_s = time.monotonic() + ROUND_S
 
     async def ask(reader: Reader) -> Answer:
-        answer = await asyncio.wait_for(reader.ask("How do you do?", tokens), 60)
+        answer = await asyncio.wait_for(reader.ask(f"How do you do, number {chance.random()}?", tokens), 60)
         answers.append(answer)
         free.append(reader)
         return answer

@@ -23,7 +23,7 @@ from chatproject.chat.models import Conversation
 from chatproject.chat.protocol import Send
 from chatproject.chat.services import SendResult
 from chatproject.generations import dispatch
-from chatproject.generations.models import Generation, ServedModel
+from chatproject.generations.models import Generation, ServedModel, Status
 from tests.unit.chat import race
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,8 +45,8 @@ def alice(transactional_db: None) -> User:
     return User.objects.create_user("alice", plan=plan)
 
 
-def send(user: User, client_id: str = "") -> SendResult:
-    frame = Send(id=client_id or str(uuid.uuid4()), text="Tell me about Mars")
+def send(user: User, client_id: str = "", conversation: uuid.UUID | None = None) -> SendResult:
+    frame = Send(id=client_id or str(uuid.uuid4()), text="Tell me about Mars", conversation=conversation)
     return consumers._send(str(user.pk), frame, str(uuid.uuid4()), "web.1")
 
 
@@ -59,6 +59,22 @@ def test_the_next_message_does_not_look_at_its_sender(alice: User) -> None:
         # All of it in one round trip: Django notes a BEGIN and a COMMIT, of which psycopg sends none.
         assert sum(query["sql"] not in ("BEGIN", "COMMIT") for query in sent.captured_queries) == 1
     assert Generation.objects.count() == 2
+
+
+def test_a_message_in_a_long_conversation_reads_twice(alice: User) -> None:
+    first = send(alice)
+    for _ in range(4):
+        Generation.objects.update(status=Status.DONE, answer="It is red.")
+        with CaptureQueriesContext(connection) as sent:
+            send(alice, conversation=uuid.UUID(first.conversation_id))
+    statements_ = [query["sql"] for query in sent.captured_queries]
+    assert sum("SELECT" in sql.split("(")[0] for sql in statements_) <= 2  # the conversation, and what was said in it
+    if connection.vendor == "postgresql":
+        assert sum(sql not in ("BEGIN", "COMMIT") for sql in statements_) == 3
+        assert "FOR UPDATE" in next(sql for sql in statements_ if "SELECT" in sql)
+    turns = Generation.objects.order_by("-accepted_at")[0].request["turns"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4 + ["user"]
+    assert {turn["text"] for turn in turns} == {"Tell me about Mars", "It is red."}
 
 
 @pytest.mark.parametrize("change", ["deactivated", "deleted"])

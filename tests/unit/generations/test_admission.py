@@ -15,7 +15,7 @@ from chatproject.accounts.errors import Refused
 from chatproject.accounts.models import DailyUse, Reservation
 from chatproject.contract import names
 from chatproject.contract.messages import GenerationRequest, ModelStatus, Turn
-from chatproject.generations import admission, model_states
+from chatproject.generations import admission, context, model_states
 from chatproject.generations.models import Generation, ServedModel
 from chatproject.generations.params import Params, parse_params
 from tests.unit.generations.conftest import make_user
@@ -223,3 +223,26 @@ def test_two_tabs_sending_the_same_message_at_once_make_one(draft) -> None:
     assert len({answer.generation.id for answer in answers}) == 1
     assert [answer.is_new for answer in answers].count(True) == 1
     assert Reservation.objects.count() == 1
+
+
+def test_tokens_are_counted_once_and_the_count_is_of_that_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = context._tokenizer("")
+    assert tokenizer is not None
+    counted: list[str] = []
+
+    class Tokenizer:
+        def encode(self, text: str, *, add_special_tokens: bool) -> object:
+            counted.append(text)
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(context, "_tokenizer", lambda directory: Tokenizer())
+    monkeypatch.setattr(context, "_counts", {})
+    monkeypatch.setattr(context, "MOST_COUNTS", 3)
+    texts = ["Tell me about Mars", "It is red. " * 30, "\u0416\U0001f30d"]
+    turns = [Turn(role="user", text=text) for text in texts]
+    alone = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    for _ in range(3):
+        assert context.count_tokens("", turns, turn_tokens=4) == sum(alone) + 4 * 4
+    assert counted == texts
+    context.count_tokens("", [Turn(role="user", text="one more")])
+    assert len(context._counts) <= 3
