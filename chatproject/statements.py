@@ -8,6 +8,7 @@ that need neither. Knows no tables.
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ from datetime import UTC, date, datetime
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
-from django.db import DEFAULT_DB_ALIAS, DataError, IntegrityError, connection, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, IntegrityError, connection, connections, transaction
 from django.db.models import AutoField, Field, ForeignKey, Model
-from psycopg.errors import DivisionByZero
+from psycopg.errors import DivisionByZero, DuplicatePreparedStatement, InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
 
 _M = TypeVar("_M", bound=Model)
@@ -146,22 +148,58 @@ def must_be(condition: str, params: Sequence[Any]) -> None:
 
 def _send(writes: list[tuple[str, Sequence[Any]]]) -> None:
     with connection.cursor() as cursor:
-        # Each by itself: psycopg remembers how it parsed a statement, but none of that length.
-        texts = [cursor.mogrify(sql, params) for sql, params in writes]
         outermost, *others = connection.atomic_blocks
         is_tests = outermost._from_testcase  # type: ignore[attr-defined]
-        if not others and not is_tests and not connection.needs_rollback:
-            # After either, Django's own commit finds nothing to do.
-            if connection.connection.info.transaction_status == TransactionStatus.IDLE:
-                connection.connection.autocommit = True  # statements of one message are a transaction by themselves
-            else:
-                texts.append("COMMIT")  # one that fails keeps it from being run
+        # After either of these, Django's own commit finds nothing to do.
+        commits = not others and not is_tests and not connection.needs_rollback
+        is_first = connection.connection.info.transaction_status == TransactionStatus.IDLE
+        if commits and is_first:
+            connection.connection.autocommit = True  # statements of one message are a transaction by themselves
+        names = [_name_of(sql) for sql, _ in writes]
+        prepared = _prepared.setdefault(connection.connection, set())
+        missing = {name: sql for name, (sql, _) in zip(names, writes, strict=True) if name not in prepared}
+        # Each by itself: psycopg remembers how it parsed a statement, but none as long as all together.
+        texts = [
+            cursor.mogrify(f"EXECUTE {name} {_marks(len(params))}", params)
+            for name, (_, params) in zip(names, writes, strict=True)
+        ]
+        if commits and not is_first:
+            texts.append("COMMIT")  # one that fails keeps it from being run
         try:
+            if missing:
+                cursor.execute("; ".join(f"PREPARE {name} AS {_with_dollars(sql)}" for name, sql in missing.items()))
+                prepared.update(missing)
             cursor.execute("; ".join(texts))
-        except DataError as error:
-            if isinstance(error.__cause__, DivisionByZero):
-                raise Unmet from error
-            raise
+        except Error as error:
+            cause = error.__cause__
+            # Of a pooler between, each transaction may have another connection.
+            if isinstance(cause, InvalidSqlStatementName):
+                prepared.clear()
+            elif isinstance(cause, DuplicatePreparedStatement):
+                prepared.update(missing)
+            elif not isinstance(cause, DivisionByZero):
+                raise
+            raise Unmet from error
+
+
+# What each connection has prepared: to parse and plan is a third of what PostgreSQL does for a message.
+_prepared: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
+@functools.cache
+def _name_of(sql: str) -> str:
+    """Return a name that means this statement on whatever connection it is known."""
+    return f"chat_{hashlib.sha256(sql.encode()).hexdigest()[:32]}"
+
+
+def _with_dollars(sql: str) -> str:
+    first, *rest = sql.split("%s")
+    return "".join([first, *(f"${number}{part}" for number, part in enumerate(rest, 1))]).replace("%%", "%")
+
+
+@functools.cache
+def _marks(count: int) -> str:
+    return f"({', '.join(['%s'] * count)})" if count else ""
 
 
 def insert(*rows: Model, instead: Mapping[str, Any] = MappingProxyType({})) -> None:

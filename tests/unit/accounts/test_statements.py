@@ -159,7 +159,8 @@ def test_inserts_of_a_block_are_sent_together(alice: User) -> None:
     with CaptureQueriesContext(connection) as sent, statements.together():
         for row in rows:
             statements.insert(row)
-    inserts = [query for query in sent.captured_queries if "INSERT" in query["sql"]]
+    how = "EXECUTE" if connection.vendor == "postgresql" else "INSERT"
+    inserts = [query for query in sent.captured_queries if how in query["sql"]]
     assert len(inserts) == (1 if connection.vendor == "postgresql" else 3)
     assert set(Generation.objects.values_list("answer", flat=True)) == {"0 % 'x'", "1 % 'x'", "2 % 'x'"}
     statements.insert(late := a_generation(alice))
@@ -200,7 +201,7 @@ def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts(as
         transaction.on_commit(note)
     if connection.vendor == "postgresql":
         assert sum(query["sql"].endswith("; COMMIT") for query in sent.captured_queries) == asks
-        assert sum("INSERT" in query["sql"] for query in sent.captured_queries) == 1
+        assert sum("EXECUTE" in query["sql"] for query in sent.captured_queries) == 1
     assert heard == [1]
     again = a_generation(alice)
     again.client_id = rows[0].client_id
@@ -234,6 +235,32 @@ def insert_together(*steps: Generation | Exception | str | Callable[[], None]) -
                 statements.must_be(step, [])
             else:
                 step()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_prepared_is_used_again_and_its_loss_loses_nothing() -> None:
+    """As behind a pooler, where each transaction may have another connection."""
+    alice = User.objects.create_user("alice")
+
+    def write() -> None:
+        statements.insert(a_generation(alice, answer="50 %% \\ 'x' $1"))
+
+    for loss in ("", "", "DEALLOCATE ALL", "", "forgotten", ""):
+        if connection.vendor == "postgresql":
+            if loss == "forgotten":
+                statements._prepared[connection.connection].clear()  # it is there, but we do not know
+            elif loss:
+                statements.execute(loss, [])
+        statements.at_once(write)
+    assert list(Generation.objects.values_list("answer", flat=True)) == ["50 %% \\ 'x' $1"] * 6
+    with CaptureQueriesContext(connection) as sent:
+        statements.at_once(write)
+    if connection.vendor == "postgresql":
+        texts = [query["sql"] for query in sent.captured_queries]
+        assert any("EXECUTE" in text for text in texts)
+        assert not any("PREPARE" in text for text in texts)
+        statements.execute("DEALLOCATE ALL", [])
+        statements._prepared[connection.connection].clear()
 
 
 def test_a_demand_of_a_block_keeps_out_all_of_it(alice: User) -> None:
