@@ -28,7 +28,10 @@ _held = _Held()
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Do a block with this thread's connection; it is closed only if it failed, was closed, or is old."""
+    """Do a block with this thread's connection; it is given back only if it failed, the server closed it, or it is old.
+
+    Given back to the pool on PostgreSQL, which keeps the session; closed on SQLite.
+    """
     database = connection.connection
     if database is not None:
         is_old = time.monotonic() - _held.since > LONGEST_S

@@ -105,7 +105,16 @@ def _database() -> dict[str, Any]:
         }
     settings: dict[str, Any] = dict(dj_database_url.parse(ENV["DATABASE_URL"], conn_max_age=0, conn_health_checks=True))
     # A web process's eight threads of the chat keep theirs (`kept_connection`); as many are for all else.
-    settings.setdefault("OPTIONS", {})["pool"] = {"min_size": 1, "max_size": 16, "timeout": 10}
+    options = settings.setdefault("OPTIONS", {})
+    # A server that went away without a word is given up in seconds, not in TCP's quarter of an hour.
+    for name, value in (
+        ("keepalives_idle", 30),
+        ("keepalives_interval", 10),
+        ("keepalives_count", 3),
+        ("tcp_user_timeout", 10_000),
+    ):
+        options.setdefault(name, value)
+    options["pool"] = {"min_size": 1, "max_size": 16, "timeout": 10}
     return settings
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from django.db import DEFAULT_DB_ALIAS, Error, IntegrityError, connection, conne
 from django.db.models import AutoField, Field, ForeignKey, Model
 from psycopg.errors import DivisionByZero, DuplicatePreparedStatement, InvalidSqlStatementName
 from psycopg.pq import TransactionStatus
+
+log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Model)
 _T = TypeVar("_T")
@@ -106,13 +109,12 @@ def step_by_step(write: Callable[[], _T]) -> _T:
 def together() -> Iterator[None]:
     """Do a block in a transaction, its writes at the end in one round trip where the database takes many at once.
 
-    With them go BEGIN and COMMIT, if nobody else's transaction is around and nothing was asked before. So nothing in
-    the block may read what it writes, and IntegrityError may come only at the end.
+    If no other transaction is around, COMMIT goes with them, and if nothing was asked before, BEGIN too. So nothing in
+    the block may read what it writes, and IntegrityError may come only at the end. It does not nest.
     """
+    if _held.is_together:
+        raise RuntimeError("statements.together does not nest")
     with transaction.atomic():
-        if _held.is_together:
-            yield
-            return
         writes: list[tuple[str, Sequence[Any]]] = []
         _held.is_together = True
         _held.writes = writes if connection.vendor == "postgresql" else None
@@ -132,6 +134,7 @@ def is_together() -> bool:
 def must_write(sql: str, params: Sequence[Any]) -> None:
     """Run a statement that is to write a row; in `together` only. Raises Unmet if it writes none, maybe at the end."""
     if _held.writes is not None:
+        # Without a row the division fails, and the transaction with it.
         counted = f"WITH written AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM written"  # noqa: S608 - ours
         _held.writes.append((counted, params))
     elif execute(sql, params) == 0:
@@ -150,36 +153,45 @@ def _send(writes: list[tuple[str, Sequence[Any]]]) -> None:
     with connection.cursor() as cursor:
         outermost, *others = connection.atomic_blocks
         is_tests = outermost._from_testcase  # type: ignore[attr-defined]
-        # After either of these, Django's own commit finds nothing to do.
+        # With autocommit, and after a COMMIT of our own, Django's finds nothing to do.
         commits = not others and not is_tests and not connection.needs_rollback
         is_first = connection.connection.info.transaction_status == TransactionStatus.IDLE
         if commits and is_first:
             connection.connection.autocommit = True  # statements of one message are a transaction by themselves
-        names = [_name_of(sql) for sql, _ in writes]
-        prepared = _prepared.setdefault(connection.connection, set())
-        missing = {name: sql for name, (sql, _) in zip(names, writes, strict=True) if name not in prepared}
-        # Each by itself: psycopg remembers how it parsed a statement, but none as long as all together.
-        texts = [
-            cursor.mogrify(f"EXECUTE {name} {_marks(len(params))}", params)
-            for name, (_, params) in zip(names, writes, strict=True)
-        ]
+        with connection.wrap_database_errors:
+            # psycopg remembers how it parsed a statement, but not one as long as all of them in one.
+            texts = [cursor.mogrify(f"EXECUTE {_name_of(sql)} {_marks(len(params))}", params) for sql, params in writes]
         if commits and not is_first:
             texts.append("COMMIT")  # one that fails keeps it from being run
         try:
-            if missing:
-                cursor.execute("; ".join(f"PREPARE {name} AS {_with_dollars(sql)}" for name, sql in missing.items()))
-                prepared.update(missing)
+            prepared = _prepare(cursor, [sql for sql, _ in writes])
             cursor.execute("; ".join(texts))
         except Error as error:
-            cause = error.__cause__
-            # Of a pooler between, each transaction may have another connection.
-            if isinstance(cause, InvalidSqlStatementName):
+            if isinstance(error.__cause__, InvalidSqlStatementName):
+                log.warning("prepared statements are gone; behind a pooler, let it keep sessions: %s", error)
                 prepared.clear()
-            elif isinstance(cause, DuplicatePreparedStatement):
-                prepared.update(missing)
-            elif not isinstance(cause, DivisionByZero):
+            elif not isinstance(error.__cause__, DivisionByZero):
                 raise
             raise Unmet from error
+
+
+def _prepare(cursor: Any, sqls: Sequence[str]) -> set[str]:
+    """Prepare what this connection does not have; return the names of all that it has. Raises Unmet to begin anew."""
+    prepared = _prepared.setdefault(connection.connection, set())
+    for sql in sqls:
+        name = _name_of(sql)
+        if name in prepared:
+            continue
+        try:
+            cursor.execute(f"PREPARE {name} AS {_with_dollars(sql)}")
+        except Error as error:
+            if not isinstance(error.__cause__, DuplicatePreparedStatement):
+                raise
+            log.warning("a statement was prepared already; behind a pooler, let it keep sessions: %s", error)
+            prepared.add(name)  # by its name it is the same one
+            raise Unmet from error
+        prepared.add(name)
+    return prepared
 
 
 # What each connection has prepared: to parse and plan is a third of what PostgreSQL does for a message.
@@ -324,7 +336,7 @@ class _Place:
     field: Field[Any, Any]
     column: str  # quoted
     kind: type | None  # values of this very type go past Django's own conversion, which is a dozen calls
-    convert: Callable[[Any], Any] | None  # which they need; it returns None where only Django knows
+    convert: Callable[[Any], Any] | None  # None: as they are; returns None to leave a value to Django
 
     def taken(self, value: Any, database: Any) -> Any:
         if value is None:

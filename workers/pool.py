@@ -77,9 +77,12 @@ class EnginePool(BasePool):
             log.exception("generation %s is left to its lease", job.id)
             self._ended(job.id, job.run, "failed")
 
-    def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job:
+    def on_apply(self, trace: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any, **_: Any) -> Job | None:
         """Take the request of a sequence that has begun."""
-        job = self.jobs[args[1]]
+        job = self.jobs.get(args[1])
+        if job is None:  # it came late, as with a rate limit, and the sequence has ended
+            state.task_ready(callback.__self__)
+            return None
         job.trace, job.args, job.request = trace, args, callback.__self__
         accept_callback(os.getpid(), job.started)
         return job  # Celery keeps only a weak reference
@@ -109,7 +112,8 @@ class EnginePool(BasePool):
             return  # handed back a moment ago
         del self.jobs[generation_id]
         if job.request is None:
-            return  # Celery would not have it
+            log.warning("generation %s has ended, and Celery never took its request", generation_id)
+            return
         task = self.app.tasks[job.request.task_name]
         task.outcome = "revoked" if generation_id in state.revoked else outcome
         try:

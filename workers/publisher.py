@@ -89,7 +89,7 @@ class Publisher:
     def on_step(self, outputs: Sequence[StepOutput]) -> None:
         """Take the outputs of one engine step. Called in the engine thread."""
         self._outputs.append(outputs)
-        if len(self._outputs) == 1:  # else a wake-up is on its way
+        if len(self._outputs) <= 1:  # else a word is on its way; none left: taken this moment, in a turn that may end
             self._words.put(_wake)
 
     def watch(self, generation_id: str, channel: str) -> None:

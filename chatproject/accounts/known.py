@@ -12,7 +12,7 @@ from typing import Final
 from chatproject import statements
 from chatproject.accounts.models import User
 
-MOST: Final = 2000  # of 3 KB
+MOST: Final = 2000  # users, about 3 KB each
 
 _lock = threading.Lock()
 _users: dict[str, User] = {}

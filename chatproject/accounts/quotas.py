@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, TypeVar
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from chatproject import statements
@@ -124,7 +124,7 @@ def reserve(*, user: User, generation_id: uuid.UUID | str, tokens: int, gpu_seco
 
     The database holds ``user`` against the row: who is not active any more, or has other limits by now, gets nothing.
     Raises Refused(quota_exceeded) that says which limit, and when to try again, or Refused(unavailable) when the user
-    has changed; nothing is written then. In `statements.together` all of that is Unmet.
+    has changed; nothing is written then. In `statements.together` what the database finds is Unmet.
     """
     limits, day = limits_of(user), _day(now)
     seconds = _up(gpu_seconds)
@@ -202,7 +202,8 @@ def seconds_to_midnight(now: datetime) -> float:
 
 def _hold(user: User, day: date, limits: Limits, tokens: int, seconds: float) -> tuple[str, list[Any]]:
     """Return the statement that adds to what the user's day holds back; it writes no row when there is no room."""
-    sql = _HOLD
+    # SQLite has the words of the standard since 3.39 only.
+    sql = _HOLD if connection.vendor == "postgresql" else _HOLD.replace("IS NOT DISTINCT FROM", "IS")
     params = statements.values(DailyUse, day=day, tokens_reserved=tokens, gpu_seconds_reserved=seconds)
     params += statements.values(User, id=user.pk, **{name: getattr(user, name) for name in _JUDGED_BY})
     if limits.tokens_per_day is not None:
@@ -237,7 +238,10 @@ def _exceeded(use: DailyUse, limits: Limits, tokens: int, seconds: float, now: d
         )
         alone = tokens > limit
     else:
-        limit_s = limits.gpu_seconds_per_day or 0.0
+        limit_s = limits.gpu_seconds_per_day
+        if limit_s is None or use.gpu_seconds_used + use.gpu_seconds_reserved + seconds <= limit_s:
+            message = "There was no room, and there is now: an answer has ended this moment. Send it again."
+            return Refused(Refusal.UNAVAILABLE, message, retry_after_s=1)
         what = (
             f"This needs up to {seconds:,.1f} GPU-seconds; of your {limit_s:,.1f} a day {use.gpu_seconds_used:,.1f} "
             f"are used and {use.gpu_seconds_reserved:,.1f} held by running answers."

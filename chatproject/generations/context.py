@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 ESTIMATED_BYTES_PER_TOKEN: Final = 3
 DEFAULT_TURN_TOKENS: Final = 8
 MANY_CHARACTERS: Final = 200_000
-MOST_COUNTS: Final = 10_000  # of 200 bytes
+MOST_COUNTS: Final = 10_000  # texts, about 200 bytes each
 
 _counts: dict[tuple[str, bytes], int] = {}  # tokens by the digest of a text
 

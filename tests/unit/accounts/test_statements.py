@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -261,6 +261,33 @@ def test_what_was_prepared_is_used_again_and_its_loss_loses_nothing() -> None:
         assert not any("PREPARE" in text for text in texts)
         statements.execute("DEALLOCATE ALL", [])
         statements._prepared[connection.connection].clear()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_statement_that_cannot_be_prepared_keeps_no_other_from_being_prepared() -> None:
+    alice = User.objects.create_user("alice")
+    tries: list[bool] = []
+
+    def write() -> None:
+        tries.append(statements.is_together())
+        statements.insert(a_generation(alice))
+        if statements.is_together():
+            statements.must_be("1 = 1", [])
+
+    def fail() -> None:
+        with statements.together():
+            statements.insert(a_generation(alice))
+            statements.must_be("no_such_column = 1", [])
+
+    if connection.vendor == "postgresql":
+        statements.execute("DEALLOCATE ALL", [])
+        statements._prepared.setdefault(connection.connection, set()).clear()
+    with pytest.raises(DatabaseError, match="no_such_column"):
+        fail()
+    for _ in range(2):
+        statements.at_once(write)
+    assert tries == [True, True]
+    assert Generation.objects.count() == 2
 
 
 def test_a_demand_of_a_block_keeps_out_all_of_it(alice: User) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker import state
 
 from workers.pool import EnginePool
 
@@ -74,3 +75,15 @@ def test_a_place_is_free_again_though_celery_never_took_the_request() -> None:
     pool.begin(claim)
     pool._finish("g", 1, "stop")
     assert (heard, pool.jobs) == (["begun"], {})
+
+
+def test_a_request_that_comes_after_the_end_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    pool, request = EnginePool.__new__(EnginePool), Request(heard)
+    pool.jobs = {}
+    monkeypatch.setattr(state, "task_ready", lambda request: heard.append("let go"))
+    trace = lambda *args: (0, "", 0.0)  # noqa: E731
+    late = pool.on_apply(
+        trace, ("chat.generate", "g"), {}, callback=request.on_success, accept_callback=request.on_accepted
+    )
+    assert (late, heard) == (None, ["let go"])

@@ -6,7 +6,9 @@ import asyncio
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -321,3 +323,16 @@ def test_a_redis_that_is_away_costs_a_pause_and_no_token() -> None:
         assert bench.log(active).text == "before 0 1 2 after"
         assert bench.log(active).tokens == (1, 2, 3, 4, 9)
         bench.publisher.stop(timeout_s=2)
+
+
+def test_an_output_that_is_taken_while_it_is_given_is_told() -> None:
+    class Taken(deque[Any]):
+        """As if the publisher took it in this moment, in a turn that has chosen already what it tells."""
+
+        def append(self, item: Any) -> None:
+            pass
+
+    publisher = Publisher.__new__(Publisher)
+    publisher._outputs, publisher._words = Taken(), SimpleQueue()
+    publisher.on_step([])
+    assert not publisher._words.empty()
