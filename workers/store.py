@@ -6,6 +6,7 @@ its own time. Every call raises redis.RedisError when Redis is away.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -51,11 +52,39 @@ class Renewal:
     last_id: str
 
 
+class _Client(redis.Redis):
+    """Keeps a connection for each thread: to take one from the pool, with all that is counted, costs more than to ask.
+
+    Pipelines use the pool.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._own = threading.local()
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command and return its answer. Raises redis.RedisError; then it is not known whether it was run."""
+        connection = getattr(self._own, "connection", None)
+        if connection is None:
+            pool = self.connection_pool
+            connection = self._own.connection = pool.connection_class(**pool.connection_kwargs)
+        try:
+            if connection.is_connected and connection.can_read(timeout=0):
+                connection.disconnect()  # there is nothing to read but its end
+            connection.send_command(*args, check_health=False)
+            return self.parse_response(connection, args[0], **options)  # type: ignore[no-untyped-call]
+        except redis.ResponseError:
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
+
+
 class Store:
-    """One connection pool. Thread-safe."""
+    """Its calls. Thread-safe."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = 1.0) -> None:
-        self.client: redis.Redis = redis.Redis.from_url(
+        self.client: redis.Redis = _Client.from_url(
             redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, health_check_interval=15,
             retry=None, decode_responses=True,
         )  # fmt: skip
