@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,8 +16,8 @@ from chatproject.accounts import quotas
 from chatproject.accounts.errors import Refused
 from chatproject.accounts.models import DailyUse, Plan, Reservation, UsageRecord, User
 from chatproject.contract.errors import Refusal
+from tests.unit import races
 
-ROOT = Path(__file__).resolve().parents[3]
 EVENING = datetime(2026, 5, 4, 23, 59, 0, tzinfo=UTC)
 AFTER_MIDNIGHT = datetime(2026, 5, 5, 0, 1, 0, tzinfo=UTC)
 
@@ -44,19 +40,11 @@ def settle(generation_id: uuid.UUID, *, tokens: int = 30, gpu_seconds: float = 0
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))])
+@pytest.mark.parametrize("database", races.DATABASES)
 def test_threads_together_stay_within_the_limit_and_settle_once(
     database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = f"sqlite:///{tmp_path}/race.sqlite3"
-    if database == "postgresql":
-        url = request.getfixturevalue("fresh_postgres_url")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.accounts.race"], cwd=ROOT, env={**os.environ, "DATABASE_URL": url},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) == {
+    assert races.run("tests.unit.accounts.race", database, tmp_path, request) == {
         "kept": 25, "held": 250, "settled": 25, "reserved": 0, "gpu_reserved": 0.0, "used": 75, "generations": 25,
         "reservations": 0, "records": 25, "gpu_equal": True,
     }  # fmt: skip

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +20,8 @@ from chatproject.chat.protocol import Send
 from chatproject.chat.services import SendResult
 from chatproject.generations import dispatch
 from chatproject.generations.models import Generation, ServedModel, Status
+from tests.unit import races
 from tests.unit.chat import race
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -134,16 +129,9 @@ def test_only_so_many_are_remembered(alice: User, monkeypatch: pytest.MonkeyPatc
     assert remembered == [True, False, True]
 
 
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql"))])
+@pytest.mark.parametrize("database", races.DATABASES)
 def test_threads_that_send_at_one_moment_stay_within_the_limits(
     database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = f"sqlite:///{tmp_path}/race.sqlite3"
-    if database == "postgresql":
-        url = request.getfixturevalue("fresh_postgres_url")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.chat.race"], cwd=ROOT, env={**os.environ, "DATABASE_URL": url},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) == {name: [race.LIMIT] * 2 for name in ("concurrent", "requests_per_minute")}
+    found = races.run("tests.unit.chat.race", database, tmp_path, request)
+    assert found == {name: [race.LIMIT] * 2 for name in ("concurrent", "requests_per_minute")}
