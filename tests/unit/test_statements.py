@@ -18,6 +18,7 @@ from chatproject.accounts.models import Plan, UsageRecord, User
 from chatproject.contract.names import Lane
 from chatproject.generations import selectors
 from chatproject.generations.models import Generation, ServedModel, Status
+from chatproject.statements import pipelined
 
 pytestmark = pytest.mark.django_db
 
@@ -159,12 +160,25 @@ def test_inserts_of_a_block_are_sent_together(alice: User) -> None:
     with CaptureQueriesContext(connection) as sent, statements.together():
         for row in rows:
             statements.insert(row)
-    how = "EXECUTE" if connection.vendor == "postgresql" else "INSERT"
-    inserts = [query for query in sent.captured_queries if how in query["sql"]]
+    inserts = [query for query in sent.captured_queries if "INSERT" in query["sql"]]
     assert len(inserts) == (1 if connection.vendor == "postgresql" else 3)
     assert set(Generation.objects.values_list("answer", flat=True)) == {"0 % 'x'", "1 % 'x'", "2 % 'x'"}
     statements.insert(late := a_generation(alice))
     assert Generation.objects.filter(pk=late.pk).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_first_statements_of_a_transaction_of_others_are_undone_with_it() -> None:
+    def write() -> None:
+        with transaction.atomic(), transaction.atomic(savepoint=False):
+            pipelined.send([("DELETE FROM accounts_user WHERE username = %s", ["alice"])])
+            raise LookupError
+
+    User.objects.create_user("alice")
+    if connection.vendor == "postgresql":
+        with pytest.raises(LookupError):
+            write()
+    assert User.objects.filter(username="alice").exists()
 
 
 def test_of_a_block_that_fails_nothing_is_kept(alice: User) -> None:
@@ -201,7 +215,7 @@ def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts(as
         transaction.on_commit(note)
     if connection.vendor == "postgresql":
         assert sum(query["sql"].endswith("; COMMIT") for query in sent.captured_queries) == asks
-        assert sum("EXECUTE" in query["sql"] for query in sent.captured_queries) == 1
+        assert sum("INSERT" in query["sql"] for query in sent.captured_queries) == 1
     assert heard == [1]
     again = a_generation(alice)
     again.client_id = rows[0].client_id
@@ -241,26 +255,25 @@ def insert_together(*steps: Generation | Exception | str | Callable[[], None]) -
 def test_what_was_prepared_is_used_again_and_its_loss_loses_nothing() -> None:
     """As behind a pooler, where each transaction may have another connection."""
     alice = User.objects.create_user("alice")
+    tries: list[bool] = []
 
     def write() -> None:
+        tries.append(statements.is_together())
         statements.insert(a_generation(alice, answer="50 %% \\ 'x' $1"))
 
     for loss in ("", "", "DEALLOCATE ALL", "", "forgotten", ""):
         if connection.vendor == "postgresql":
             if loss == "forgotten":
-                statements._prepared[connection.connection].clear()  # it is there, but we do not know
+                pipelined._sessions[connection.connection].names.clear()  # it is there, but we do not know
             elif loss:
                 statements.execute(loss, [])
         statements.at_once(write)
     assert list(Generation.objects.values_list("answer", flat=True)) == ["50 %% \\ 'x' $1"] * 6
-    with CaptureQueriesContext(connection) as sent:
-        statements.at_once(write)
     if connection.vendor == "postgresql":
-        texts = [query["sql"] for query in sent.captured_queries]
-        assert any("EXECUTE" in text for text in texts)
-        assert not any("PREPARE" in text for text in texts)
-        statements.execute("DEALLOCATE ALL", [])
-        statements._prepared[connection.connection].clear()
+        assert tries == [True, True, True, False, True, True, False, True]  # each loss costs one message a second try
+        statements.at_once(write)
+        plans = "SELECT count(*), sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements"
+        assert statements.execute_one(f"{plans} WHERE name LIKE 'chat_%%'", []) == (1, 3, 0)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -280,14 +293,42 @@ def test_a_statement_that_cannot_be_prepared_keeps_no_other_from_being_prepared(
             statements.must_be("no_such_column = 1", [])
 
     if connection.vendor == "postgresql":
-        statements.execute("DEALLOCATE ALL", [])
-        statements._prepared.setdefault(connection.connection, set()).clear()
+        connection.close()
+        connection.close_pool()  # type: ignore[attr-defined] - PostgreSQL's
     with pytest.raises(DatabaseError, match="no_such_column"):
         fail()
     for _ in range(2):
         statements.at_once(write)
     assert tries == [True, True]
     assert Generation.objects.count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_server_that_is_lost_on_the_way_is_an_error_and_the_next_block_is_written() -> None:
+    if connection.vendor != "postgresql":
+        return  # SQLite has no server to lose
+    alice = User.objects.create_user("alice")
+    rows = [a_generation(alice) for _ in range(2)]
+
+    def insert(row: Generation, demand: str) -> None:
+        with statements.together():
+            statements.insert(row)
+            statements.must_be(demand, [])
+
+    for demand in ("pg_terminate_backend(pg_backend_pid())", "pg_sleep(0) IS NULL"):
+        with pytest.raises(DatabaseError):
+            insert(rows[0], demand)
+        connection.close()  # as `kept_connection` does
+    insert(rows[1], "1 = 1")
+    assert list(Generation.objects.all()) == [rows[1]]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_blocks_may_be_larger_than_what_the_network_holds() -> None:
+    alice = User.objects.create_user("alice")
+    rows = [a_generation(alice, answer="ä" * 3_000_000) for _ in range(3)]
+    insert_together(*rows, "1 = 1")
+    assert {len(row.answer) for row in Generation.objects.all()} == {3_000_000}
 
 
 def test_a_demand_of_a_block_keeps_out_all_of_it(alice: User) -> None:
