@@ -143,7 +143,7 @@ async def ask(
     hub = get_hub()
     await hub.start()
     generation_id, inbox = str(uuid.uuid4()), _Inbox()
-    await hub.attach(generation_id, inbox, after=None)
+    hub.expect(generation_id, inbox)
     try:
         # Shielded: who goes away in this moment leaves an accepted generation, and that is stopped below.
         accepting = asyncio.ensure_future(database.run(accept, generation_id, hub.channel))

@@ -1,16 +1,19 @@
 """The chat socket: takes a client's frames, one after another, and tells it what it sent or resumed.
 
-An edge: it holds no rules. Three tasks per socket: one reads (and counts, against floods), one does the work in
-database threads, one writes what the outbox holds. The token path, `on_frames`, is a method call in the event loop.
+An edge: it holds no rules. Frames are heard by a method call in the event loop (and counted, against floods); one task
+works on them, one after another, in database threads, and is there only while there are any; one writes what the outbox
+holds. The token path, `on_frames`, is a method call too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
@@ -21,8 +24,8 @@ from chatproject.chat import identity, protocol, services, wire
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.flood import FloodGuard
 from chatproject.chat.identity import Identity, Unwelcome
-from chatproject.chat.presence import get_presence, in_thread
-from chatproject.chat.protocol import Inbound, Regenerate, Resume, Send, Stop
+from chatproject.chat.presence import begin_in_thread, get_presence, in_thread
+from chatproject.chat.protocol import Inbound, Regenerate, Resume, Send
 from chatproject.chat.transport import Transport
 from chatproject.contract.frames import Frame
 from chatproject.contract.names import SUBPROTOCOL
@@ -30,7 +33,6 @@ from chatproject.generations import services as generation_services
 from chatproject.generations.streaming.hub import get_hub
 from chatproject.generations.streaming.outbox import Outbox
 from chatproject.generations.streaming.reader import Queued, State
-from chatproject.small_queue import SmallQueue
 
 log = logging.getLogger(__name__)
 DRAIN_LOOK_S: Final = 0.02
@@ -40,6 +42,14 @@ SERVER_ERROR: Final = 1011
 NOT_SIGNED_IN: Final = identity.NOT_SIGNED_IN
 TOO_SLOW: Final = 4408
 TOO_MANY: Final = 4429
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A frame that is being worked on."""
+
+    fields: dict[str, Any]
+    rest: Callable[[], Awaitable[Any]]  # raises Refused and Unwelcome
 
 
 class ChatConsumer(AsyncConsumer):
@@ -53,11 +63,15 @@ class ChatConsumer(AsyncConsumer):
         self._transport = Transport(send)
         self._hub = get_hub()
         self._outbox = Outbox(on_too_slow=lambda: self.close(TOO_SLOW), send_now=self._transport.send_now)
-        self._inbox: SmallQueue[str | None] = SmallQueue()
+        self._waiting: list[str | None] = []  # frames behind the one that is worked on
+        self._working: asyncio.Task[None] | None = None
+        self._is_welcome = False
         self._attached: set[str] = set()
         self._flood = FloodGuard()
         self._close_code = 0
+        self._left = asyncio.get_running_loop().create_future()
         await receive()  # websocket.connect
+        is_called = self._transport.on_message(self._hear)
         tasks: list[asyncio.Task[None]] = []
         try:
             # Accepted before any slow work: daphne gives a handshake 5 s.
@@ -67,10 +81,13 @@ class ChatConsumer(AsyncConsumer):
             tasks.append(asyncio.ensure_future(self._write()))
             if offered and chosen is None:
                 self.close(FLOOD_OR_SUBPROTOCOL)
-            elif await self._is_welcome(scope):
+            elif await self._identify(scope):
                 tasks.append(asyncio.ensure_future(self._hub.join_user(self.identity.user_id, self)))
-                tasks.append(asyncio.ensure_future(self._work()))
-            await self._read(receive)
+                self._is_welcome = True
+                self._work_on()
+            while not is_called and not self._left.done():
+                self._hear(await receive())
+            await self._left
         finally:
             await self._leave(tasks)
 
@@ -101,44 +118,56 @@ class ChatConsumer(AsyncConsumer):
             self._close_code = code
             self._outbox.close(forget=code == TOO_SLOW)
 
-    # --- one task each
+    # --- what the client says, and the work on it
 
-    async def _read(self, receive: Callable[..., Any]) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            if self._close_code:
-                continue
-            wait_s = self._flood.take()
-            if not wait_s:
-                self._inbox.put(message.get("text"))
-                continue
-            limited = Refused(Refusal.RATE_LIMITED, "Too many frames at once. Wait a moment.", retry_after_s=wait_s)
-            self._outbox.put(wire.error(limited))
-            if self._flood.is_flood:
-                self.close(FLOOD_OR_SUBPROTOCOL)
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.disconnect":
+            if not self._left.done():
+                self._left.set_result(None)
+            return
+        if self._close_code:
+            return
+        wait_s = self._flood.take()
+        if not wait_s:
+            self._waiting.append(message.get("text"))
+            self._work_on()
+            return
+        limited = Refused(Refusal.RATE_LIMITED, "Too many frames at once. Wait a moment.", retry_after_s=wait_s)
+        self._outbox.put(wire.error(limited))
+        if self._flood.is_flood:
+            self.close(FLOOD_OR_SUBPROTOCOL)
 
-    async def _work(self) -> None:
-        while True:
-            text = await self._inbox.get()
-            fields: dict[str, Any] = {}
-            try:
-                fields = protocol.decode(text)
-                await self._do(protocol.parse(fields))
-                continue
-            except Refused as refused:
-                error = refused
-            except Unwelcome as unwelcome:
-                self.close(unwelcome.code)
-                return
-            except Exception:
-                # Nothing of it was stored: each write is one transaction.
-                log.exception("a frame of type %.20r", fields.get("type"))
-                error = Refused(Refusal.UNAVAILABLE)
-            self._outbox.put(
-                wire.error(error, client_id=protocol.client_id_of(fields), generation=protocol.generation_of(fields))
-            )
+    def _work_on(self) -> None:
+        # Begun here: a message is on its way to the database before the loop turns for the first time.
+        if self._waiting and self._working is None and self._is_welcome:
+            self._working = asyncio.ensure_future(self._work(self._begin(self._waiting.pop(0))))
+
+    async def _work(self, begun: _Begun) -> None:
+        try:
+            await self._finish(begun)
+            while self._waiting:
+                await self._finish(self._begin(self._waiting.pop(0)))
+        finally:
+            self._working = None
+
+    async def _finish(self, begun: _Begun) -> None:
+        try:
+            await begun.rest()
+            return
+        except Refused as refused:
+            error = refused
+        except Unwelcome as unwelcome:
+            self._waiting.clear()
+            self.close(unwelcome.code)
+            return
+        except Exception:
+            # Nothing of it was stored: each write is one transaction.
+            log.exception("a frame of type %.20r", begun.fields.get("type"))
+            error = Refused(Refusal.UNAVAILABLE)
+        fields = begun.fields
+        self._outbox.put(
+            wire.error(error, client_id=protocol.client_id_of(fields), generation=protocol.generation_of(fields))
+        )
 
     async def _write(self) -> None:
         try:
@@ -154,24 +183,50 @@ class ChatConsumer(AsyncConsumer):
 
     # --- what a client may ask
 
-    async def _do(self, frame: Inbound) -> None:
-        if isinstance(frame, Send):
-            await self._accept(frame, _send)
-        elif isinstance(frame, Regenerate):
-            await self._accept(frame, _regenerate)
-        elif isinstance(frame, Resume):
-            await self._resume(frame)
-        elif isinstance(frame, Stop):
-            await in_thread(generation_services.stop)(user_id=self.identity.user_id, generation_id=frame.generation)
+    def _begin(self, text: str | None) -> _Begun:
+        fields: dict[str, Any] = {}
+        try:
+            fields = protocol.decode(text)
+            return _Begun(fields, self._do(protocol.parse(fields)))
+        except Exception as error:
+            return _Begun(fields, functools.partial(_fail, error))
 
-    async def _accept(self, frame: Send | Regenerate, write: Callable[..., services.SendResult]) -> None:
+    def _do(self, frame: Inbound) -> Callable[[], Awaitable[Any]]:
+        if isinstance(frame, Send):
+            return self._send(frame, _send)
+        if isinstance(frame, Regenerate):
+            return self._send(frame, _regenerate)
+        if isinstance(frame, Resume):
+            return functools.partial(self._resume, frame)
+        stop = in_thread(generation_services.stop)
+        return functools.partial(stop, user_id=self.identity.user_id, generation_id=frame.generation)
+
+    def _send(
+        self, frame: Send | Regenerate, write: Callable[..., services.SendResult]
+    ) -> Callable[[], Awaitable[None]]:
         # Attached before the commit, so that no frame is missed; held back, so that `accepted` comes first.
         generation_id = str(uuid.uuid4())
         self._outbox.hold(generation_id)
+
+        def begin() -> Awaitable[services.SendResult]:
+            self._hub.expect(generation_id, self)
+            return begin_in_thread(write, self.identity.user_id, frame, generation_id, self._hub.channel)
+
+        if self._hub.channel:
+            return functools.partial(self._accept, frame, generation_id, begin())
+
+        async def start_first() -> None:
+            await self._hub.start()
+            await self._accept(frame, generation_id, begin())
+
+        return start_first
+
+    async def _accept(
+        self, frame: Send | Regenerate, generation_id: str, writing: Awaitable[services.SendResult]
+    ) -> None:
         is_mine = False
         try:
-            await self._hub.attach(generation_id, self, after=None)
-            result = await in_thread(write)(self.identity.user_id, frame, generation_id, self._hub.channel)
+            result = await writing
             is_mine = result.generation_id == generation_id
         finally:
             if not is_mine:
@@ -207,7 +262,7 @@ class ChatConsumer(AsyncConsumer):
 
     # --- coming and going
 
-    async def _is_welcome(self, scope: dict[str, Any]) -> bool:
+    async def _identify(self, scope: dict[str, Any]) -> bool:
         try:
             self.identity = await get_presence().identify(scope)
         except Unwelcome as unwelcome:
@@ -223,9 +278,12 @@ class ChatConsumer(AsyncConsumer):
         return True
 
     async def _leave(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        if self._working is not None:
+            tasks = [*tasks, self._working]
         for task in tasks:
             task.cancel()
         self._outbox.close(forget=True)
+        self._transport.on_message(_ignore)  # and it can be forgotten
         self._hub.detach_all(self)
         if hasattr(self, "identity"):
             self._hub.leave_user(self.identity.user_id, self)
@@ -246,6 +304,13 @@ class NoSuchSocket(AsyncConsumer):
         """Refuse the handshake."""
         await receive()
         await send({"type": "websocket.close"})
+
+
+async def _fail(error: Exception) -> None:
+    raise error
+
+
+def _ignore(message: dict[str, Any]) -> None: ...
 
 
 def _send(user_id: str, frame: Send, generation_id: str, watcher: str) -> services.SendResult:

@@ -34,12 +34,17 @@ _THREADS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chat-orm
 def in_thread(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return ``work`` as a coroutine function that runs in one of this process's database threads."""
 
-    # Channels' `database_sync_to_async` does this and much more for each message, of which sockets need nothing.
     async def run(*args: Any, **fields: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_THREADS, functools.partial(_with_database, work, args, fields))
+        return await begin_in_thread(work, *args, **fields)
 
     return run
+
+
+def begin_in_thread(work: Callable[..., Any], *args: Any, **fields: Any) -> asyncio.Future[Any]:
+    """Begin ``work`` in one of this process's database threads at once, whenever its result is awaited."""
+    # Channels' `database_sync_to_async` does this and much more for each message, of which sockets need nothing.
+    loop = asyncio.get_running_loop()
+    return loop.run_in_executor(_THREADS, functools.partial(_with_database, work, args, fields))
 
 
 def _with_database(work: Callable[..., Any], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What ASGI has no words for: writing a frame at once, how much a client has not acknowledged, closing below 3000.
+"""What ASGI has no words for: frames heard and written at once, what a client has not acknowledged, closing below 3000.
 
 Knows daphne, autobahn, Twisted and TCP, no frames of ours. daphne takes all it is given and buffers without bound, so
 we look where the bytes are: Twisted's buffer, and the kernel's send queue (TIOCOUTQ: not acknowledged by the other
@@ -34,6 +34,17 @@ class Transport:
         # Compressed messages would need autobahn's state; daphne offers no compression.
         self._is_plain = self._twisted is not None and getattr(self._protocol, "_perMessageCompress", None) is None
         self._unacknowledged = 0  # at most: as last seen, and what was sent since
+
+    def on_message(self, hear: Callable[[dict[str, Any]], None]) -> bool:
+        """From now on ``hear`` every ASGI message as it comes; False where the server has its own way: receive them.
+
+        Call it before the handshake is accepted, when no message can have come. A queue and a task in between take as
+        long as the rest of the way from the socket.
+        """
+        if not hasattr(self._protocol, "application_queue"):
+            return False
+        self._protocol.application_queue = _Ear(hear)
+        return True
 
     def send_now(self, text: str) -> bool:
         """Write one text frame, of any size, before returning; False when nothing was written: `send` it.
@@ -106,6 +117,15 @@ class Transport:
 
     def _num_buffered(self) -> int:
         return int(len(self._twisted.dataBuffer) - self._twisted.offset + self._twisted._tempDataLen)
+
+
+class _Ear:
+    """What daphne takes for the queue of its application."""
+
+    __slots__ = ("put_nowait",)
+
+    def __init__(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        self.put_nowait = hear
 
 
 def _header(size: int) -> bytes:

@@ -108,22 +108,21 @@ class Hub:
             self._spawn(self._listen())
             self._spawn(self._tick())
 
-    async def attach(
-        self, generation_id: str, reader: Reader, *, after: int | None, owner_id: str | None = None
-    ) -> None:
-        """Give ``reader`` the frames of a generation.
+    def expect(self, generation_id: str, reader: Reader) -> None:
+        """Give ``reader`` the frames of a generation that it is just sending, so that nothing can have been missed.
 
-        ``after=None``: just being sent by this reader, so nothing was missed; the request names this hub's channel.
-        ``after=n``: the reader hears its state first, then the frames past n. Raises Refused(bad_cursor, not_found);
-        a generation of another than ``owner_id`` is not found. Without one, the caller has seen that it may be read.
+        The request names this hub's channel, which it has once it was started.
+        """
+        self._stream(generation_id).readers.setdefault(reader, Cursor())
+
+    async def attach(self, generation_id: str, reader: Reader, *, after: int, owner_id: str | None = None) -> None:
+        """Give ``reader`` the state of a generation, then its frames past number ``after``.
+
+        Raises Refused(bad_cursor, not_found); a generation of another than ``owner_id`` is not found. Without one, the
+        caller has seen that it may be read.
         """
         await self.start()
-        stream = self._streams.get(generation_id)
-        if stream is None:
-            stream = self._streams[generation_id] = Stream(generation_id, time.monotonic())
-        if after is None:
-            stream.readers.setdefault(reader, Cursor())
-            return
+        stream = self._stream(generation_id)
         # Counted, or another reader that comes or goes meanwhile drops the stream, and this one never hears a word.
         stream.num_resuming += 1
         try:
@@ -131,6 +130,12 @@ class Hub:
         finally:
             stream.num_resuming -= 1
             self._drop_if_unread(stream)
+
+    def _stream(self, generation_id: str) -> Stream:
+        stream = self._streams.get(generation_id)
+        if stream is None:
+            stream = self._streams[generation_id] = Stream(generation_id, time.monotonic())
+        return stream
 
     def detach(self, generation_id: str, reader: Reader) -> None:
         """Stop feeding ``reader``; nothing happens when it was not attached."""

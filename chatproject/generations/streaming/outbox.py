@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from chatproject.small_queue import Bell
+from chatproject.bell import Bell
 
 LIMIT_BYTES: Final = 192 * 1024  # with what the transport holds (see chat.transport), 256 KiB are not acknowledged
 # A resume puts a whole answer here at once: a reader that takes it within the grace is not slow.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -28,18 +28,21 @@ Write = Callable[[str], SendResult]
 class EagerHub:
     """Has frames before the accept has returned: the worst order there can be."""
 
-    channel = "web.test"
-
     def __init__(self) -> None:
+        self.channel = ""  # not started yet
         self.readers: dict[str, Reader] = {}
 
-    async def attach(
-        self, generation_id: str, reader: Reader, *, after: int | None, owner_id: str | None = None
-    ) -> None:
+    async def start(self) -> None:
+        await asyncio.sleep(0)
+        self.channel = "web.test"
+
+    def expect(self, generation_id: str, reader: Reader) -> None:
         self.readers[generation_id] = reader
-        if after is not None:
-            reader.on_state(State(generation_id=generation_id, thread=None, status="running", seq=1))
         reader.on_frames([Frame(generation_id=generation_id, run=1, seq=1, kind="started")])
+
+    async def attach(self, generation_id: str, reader: Reader, *, after: int, owner_id: str | None = None) -> None:
+        reader.on_state(State(generation_id=generation_id, thread=None, status="running", seq=1))
+        self.expect(generation_id, reader)
 
     def detach(self, generation_id: str, reader: Reader) -> None:
         self.readers.pop(generation_id, None)
@@ -56,17 +59,17 @@ class EagerHub:
 async def connected(monkeypatch: pytest.MonkeyPatch, write: Write) -> AsyncIterator[tuple[EagerHub, Any, Any]]:
     """Yield (hub, say, hear) of a socket whose messages are accepted by ``write``."""
 
-    def in_thread(work: Callable[..., Any]) -> Callable[..., Any]:
-        async def run(*args: Any, **kwargs: Any) -> Any:
+    def begin_in_thread(work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+        async def run() -> Any:
             await asyncio.sleep(0)
-            return work(*args, **kwargs)
+            return work(*args)
 
-        return run
+        return asyncio.ensure_future(run())
 
     hub, presence = EagerHub(), Presence(lost=lambda known: {})
     monkeypatch.setattr(consumers, "get_hub", lambda: hub)
     monkeypatch.setattr(consumers, "get_presence", lambda: presence)
-    monkeypatch.setattr(consumers, "in_thread", in_thread)
+    monkeypatch.setattr(consumers, "begin_in_thread", begin_in_thread)
     monkeypatch.setattr(consumers, "_send", lambda user_id, frame, generation_id, watcher: write(generation_id))
     monkeypatch.setattr(identity, "present", lambda scope: Identity(user_id="alice"))
     into: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -138,3 +141,40 @@ async def test_database_that_is_away_is_an_answer_and_not_the_end(monkeypatch: p
             assert (error["code"], error["id"]) == ("unavailable", ID)
             assert "database" not in error["message"]
         assert hub.readers == {}
+
+
+async def test_frames_that_come_together_are_worked_on_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way: list[str] = []
+
+    def write(generation_id: str) -> SendResult:
+        under_way.append(generation_id)
+        if len(under_way) == 1:
+            raise Refused(Refusal.QUOTA_EXCEEDED, "Tomorrow.", retry_after_s=9)
+        return accepted(generation_id)
+
+    async with connected(monkeypatch, write) as (_, say, hear):
+        ids = [str(uuid.uuid4()) for _ in range(3)]
+        for client_id in ids:
+            await say(type="send", id=client_id, text="hello")
+        await say(type="nothing")
+        told = [await hear() for _ in range(6)]
+        assert [frame["type"] for frame in told] == ["error", "accepted", "started", "accepted", "started", "error"]
+        assert [frame["id"] for frame in told if "id" in frame] == ids
+        assert [frame["generation"] for frame in told if frame["type"] == "accepted"] == under_way[1:]
+
+
+async def test_frames_before_the_user_is_known_wait_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = asyncio.Event()
+
+    async def identify(self: Presence, scope: Any) -> Identity:
+        await known.wait()
+        return Identity(user_id="alice")
+
+    monkeypatch.setattr(Presence, "identify", identify)
+    async with connected(monkeypatch, accepted) as (hub, say, hear):
+        for _ in range(2):
+            await say(type="send", id=str(uuid.uuid4()), text="hello")
+        await asyncio.sleep(0.01)
+        assert not hub.readers
+        known.set()
+        assert [(await hear())["type"] for _ in range(4)] == ["accepted", "started"] * 2

@@ -101,3 +101,13 @@ def test_under_another_server_its_own_send_is_used() -> None:
     async def send(message: dict[str, Any]) -> None: ...
 
     assert not Transport(send).send_now("x")
+
+
+def test_what_daphne_receives_is_heard_at_once(ends: tuple[socket.socket, socket.socket]) -> None:
+    transport, _, protocol = open_transport(ends[0])
+    heard: list[dict[str, Any]] = []
+    assert not transport.on_message(heard.append)  # a server without daphne's queue
+    protocol.application_queue = None
+    assert transport.on_message(heard.append)
+    protocol.application_queue.put_nowait({"type": "websocket.receive", "text": "x"})
+    assert heard == [{"type": "websocket.receive", "text": "x"}]
