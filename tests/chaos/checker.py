@@ -13,6 +13,7 @@ from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA, SILENCES
 from tests.chaos.nemesis import Done
 
 LOST_TICKET_S = 3.0
+SILENCE_S = 0.25  # frames of a stream come more often
 NEXT_DELTA_S = 10.0
 RECOVERY_S = 3.0  # after a fault that silences everybody
 
@@ -178,8 +179,9 @@ def _figures(
         kills += 1
         running = [by_id[id_] for id_ in fault.hit["running"] if id_ in by_id]
         hits += any((chat.view.end is None or _end_at(chat.view) > fault.began) for chat in running)
-        # A kill soon after another fault measures that one too.
-        pauses += [pause for chat in running if (pause := _pause(chat.view, fault.began)) is not None]
+        # A kill soon after another fault measures that one too; one soon after a kill measures itself.
+        other = min((each.began for each in faults if each.began > fault.began), default=math.inf)
+        pauses += [pause for chat in running if (pause := _pause(chat.view, fault.began, other)) is not None]
     figures = verdict.figures
     figures += [
         ("chats accepted / asked", f"{len(accepted)} / {len(chats)}"),
@@ -206,14 +208,21 @@ def _figures(
         verdict.void = "no chat was accepted"
 
 
-def _pause(view: View, killed_at: float) -> float | None:
-    """Return the longest silence that began around the kill: frames on their way may still come after it."""
+def _pause(view: View, killed_at: float, other_at: float) -> float | None:
+    """Return the longest silence that began around the kill: frames on their way may still come after it.
+
+    One that was no silence yet when another fault began is that one's.
+    """
     times = [at for at in view.deltas_at if at >= killed_at - 1.0]
     after = [at for at in times if at >= killed_at]
     if not after:
         return None
-    gaps = [(late - max(early, killed_at), late) for early, late in zip([killed_at, *after], after, strict=False)]
-    near = [gap for gap, late in gaps if late - gap <= killed_at + 1.0]
+    gaps = [(max(early, killed_at), late) for early, late in zip([killed_at, *after], after, strict=False)]
+    near = [
+        late - began
+        for began, late in gaps
+        if began <= killed_at + 0.1 or (began <= killed_at + 1.0 and min(late, began + SILENCE_S) <= other_at)
+    ]
     return max(near) if near else None
 
 

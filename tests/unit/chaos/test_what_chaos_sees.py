@@ -81,3 +81,18 @@ def test_a_figure_without_a_measurement_is_not_at_its_goal() -> None:
     assert not figures.at_most("resumed", [], 0.99, 5).is_met
     assert figures.at_most("resumed", [1.0, 4.0], 0.99, 5).is_met
     assert not figures.at_most("resumed", [1.0, 6.0], 0.99, 5).is_met
+
+
+def test_a_silence_that_another_fault_began_is_not_the_kills() -> None:
+    def pause(deltas_at: list[float], other_at: float) -> float | None:
+        seen = checker._pause(SimpleNamespace(deltas_at=deltas_at), 100.0, other_at)  # type: ignore[arg-type]
+        return None if seen is None else round(seen, 2)
+
+    back_soon = [99.9, 100.02, 100.5, 100.6, 100.7, 110.0]  # frames on their way, silence, back, another silence
+    assert pause(back_soon, 101.5) == 9.3
+    assert pause(back_soon, 100.72) == 0.48
+    still_silent = [99.9, 100.02, 109.0, 109.1]  # when the other began, and longer because of it: the kill's
+    assert pause(still_silent, 100.5) == 8.98
+    assert pause(still_silent, 100.05) == 8.98
+    assert pause([99.9, 108.0], 100.01) == 8.0
+    assert pause([99.9], 101.0) is None
