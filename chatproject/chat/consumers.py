@@ -139,7 +139,7 @@ class ChatConsumer(AsyncConsumer):
 
     def _work_on(self) -> None:
         # Begun here: a message is on its way to the database before the loop turns for the first time.
-        if self._waiting and self._working is None and self._is_welcome:
+        if self._waiting and self._working is None and self._is_welcome and not self._left.done():
             self._working = asyncio.ensure_future(self._work(self._begin(self._waiting.pop(0))))
 
     async def _work(self, begun: _Begun) -> None:

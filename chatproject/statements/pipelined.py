@@ -96,13 +96,11 @@ def _run(
             ask(b"COMMIT")  # skipped where one before it fails
         postgres.pipeline_sync()
         results = database.wait(_results(database, len(sent)))
-    for prepares, result in zip(sent, results, strict=False):
+    for prepares, result in zip([*sent, b""], results, strict=False):
         if result.status not in _SUCCESSES:
             _fail(session, prepares, result, database)
         if prepares:
             session.names.add(prepares)
-    if len(results) < len(sent):
-        raise OperationalError("the server closed the connection; whether it committed nobody knows")
 
 
 @contextmanager
@@ -117,13 +115,18 @@ def _pipeline(database: Connection[Any]) -> Iterator[None]:
 
 
 def _results(database: Connection[Any], num_commands: int) -> PQGen[list[pq.abc.PGresult]]:
-    """Return the result of each command, up to where the server was lost."""
+    """Return the result of each command, and if the commit that the Sync brings failed, that one's."""
     yield from generators.send(database.pgconn)
     results: list[pq.abc.PGresult] = []
     for _ in range(num_commands):
         found = yield from generators.fetch_many(database.pgconn)
         results += found[-1:]
-    yield from generators.fetch_many(database.pgconn)  # of the Sync
+    found = yield from generators.fetch_many(database.pgconn)
+    while found and found[-1].status != ExecStatus.PIPELINE_SYNC:
+        results += found[-1:]  # a commit that is the Sync's may fail: keys are checked in it
+        found = yield from generators.fetch_many(database.pgconn)
+    if not found:
+        raise OperationalError("the server closed the connection; whether it committed nobody knows")
     return results
 
 

@@ -238,7 +238,7 @@ def test_a_block_is_a_transaction_also_where_its_commit_goes_with_the_inserts(as
     assert Generation.objects.count() == 2
 
 
-def insert_together(*steps: Generation | Exception | str | Callable[[], None]) -> None:
+def insert_together(*steps: Generation | Exception | str | Callable[[], object]) -> None:
     with statements.together():
         for step in steps:
             if isinstance(step, Exception):
@@ -321,6 +321,21 @@ def test_a_server_that_is_lost_on_the_way_is_an_error_and_the_next_block_is_writ
         connection.close()  # as `kept_connection` does
     insert(rows[1], "1 = 1")
     assert list(Generation.objects.all()) == [rows[1]]
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["only writes", "asks first"])
+@pytest.mark.django_db(transaction=True)
+def test_what_only_the_commit_finds_is_told_by_its_name(asks: bool) -> None:
+    """A key to a row of another table is checked at the commit, which may be part of the one round trip."""
+    alice = User.objects.create_user("alice")
+    row = a_generation(alice)
+    row.user_id = uuid.uuid4()  # of nobody
+    before = connection.connection
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
+        insert_together(lambda: asks and statements.get(User, id=alice.pk), row)
+    insert_together(a_generation(alice))
+    assert connection.connection is before
+    assert Generation.objects.get().user_id == alice.pk
 
 
 @pytest.mark.django_db(transaction=True)

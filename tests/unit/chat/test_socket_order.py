@@ -178,3 +178,33 @@ async def test_frames_before_the_user_is_known_wait_and_none_is_lost(monkeypatch
         assert not hub.readers
         known.set()
         assert [(await hear())["type"] for _ in range(4)] == ["accepted", "started"] * 2
+
+
+async def test_frames_of_a_client_that_left_before_it_was_known_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = asyncio.Event()
+    begun: list[str] = []
+
+    async def identify(self: Presence, scope: Any) -> Identity:
+        await known.wait()
+        return Identity(user_id="alice")
+
+    def write(generation_id: str) -> SendResult:
+        begun.append(generation_id)
+        return accepted(generation_id)
+
+    monkeypatch.setattr(Presence, "identify", identify)
+    async with connected(monkeypatch, write) as (hub, _, _):
+        await hub.start()
+        consumer = consumers.ChatConsumer()
+        into: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        out: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        socket = asyncio.ensure_future(consumer({"subprotocols": []}, into.get, out.put))
+        into.put_nowait({"type": "websocket.connect"})
+        assert (await out.get())["type"] == "websocket.accept"
+        consumer._hear({"type": "websocket.receive", "text": json.dumps({"type": "send", "id": ID, "text": "hello"})})
+        consumer._hear({"type": "websocket.disconnect", "code": 1001})
+        known.set()
+        into.put_nowait({"type": "websocket.disconnect", "code": 1001})
+        await asyncio.wait_for(socket, 5)
+        await asyncio.sleep(0.01)  # what was begun would go on without the socket
+        assert begun == []
