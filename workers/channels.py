@@ -26,14 +26,19 @@ class Channels:
         self._connection: Any = self._pool.make_connection()
         self._num_unread = 0
 
-    def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send a message to whoever listens; nobody is told when none does.
+    def form(self, message: dict[str, Any]) -> bytes:
+        """Return a message as it travels."""
+        formed: bytes = self._layer.serialize(message)
+        return formed
+
+    def send(self, channel: str, message: bytes) -> None:
+        """Send what `form` returned to whoever listens; nobody is told when none does.
 
         Raises redis.RedisError when Redis is away. One that was lost on the way is missed by its readers: they look.
         """
         self._read()
         try:
-            self._connection.send_command("PUBLISH", channel, self._layer.serialize(message))
+            self._connection.send_command("PUBLISH", channel, message)
         except BaseException:
             self._connection.disconnect()
             raise

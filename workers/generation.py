@@ -17,6 +17,7 @@ from chatproject.contract.messages import Usage
 from workers.engine.interfaces import Finish, StepOutput
 from workers.store import Claim, Entry
 
+ALONE_S: Final = 0.003  # after which `started` is told without a token
 CANCELLED: Final = End(status="cancelled", reason=FinishReason.CANCELLED)
 
 
@@ -35,7 +36,8 @@ class ActiveGeneration:
         self.unsent: list[Frame] = []  # logged or not; leave this list when shown
         self.dropped_turns = 0
         self.end: End | None = None
-        self.due_at = 0.0  # when its next frame may be shown
+        # When its next frame may be shown. A first token that comes at once need not wait for `started` to be written.
+        self.due_at = claimed_at + ALONE_S
         self.ask_to_store_at = 0.0
         self.num_asked = 0  # times that it was asked to be stored
         self._queue_ms = queue_ms
@@ -72,6 +74,8 @@ class ActiveGeneration:
         if output.logprobs:
             self._pending_logprobs += output.logprobs
         if output.text:
+            if self._characters == len(self.claim.prefix.text) and not self._pending_text:
+                self.due_at = 0.0
             self._pending_text.append(output.text)
         if output.finish is not None:
             self.cut()

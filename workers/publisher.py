@@ -1,9 +1,10 @@
 """Log first, then show: writes every frame to its generation's log, then sends it to the web processes that watch.
 
-One thread, which waits for words of the others and for the time of the next frame. A turn costs two pipelines: all
-appends; then, for those that Redis took, one channel message per web process. Redis away: the engine goes on,
-everything stays in memory and is written when it is back. A log that is gone or shorter is written again from memory;
-one that a newer run holds makes us drop the sequence. A generation is remembered until `records` has stored it.
+One thread, which waits for words of the others and for the time of the next frame. A turn costs one call: all
+appends, and when Redis took them all, one channel message per web process. If it did not, those that it took are shown
+by messages of their own. Redis away: the engine goes on, everything stays in memory and is written when it is back. A
+log that is gone or shorter is written again from memory; one that a newer run holds makes us drop the sequence. A
+generation is remembered until `records` has stored it.
 """
 
 from __future__ import annotations
@@ -157,11 +158,15 @@ class Publisher:
         for active in due:
             active.cut()
         writing = [active for active in due if active.num_logged < len(active.entries)]
+        is_shown = False
         if writing and time.monotonic() >= self._retry_at:
-            self._write(writing)
+            is_shown = self._write(writing, self._messages(due))
         if any(active.num_logged < len(active.entries) for active in writing):
             self._next_at = min(self._next_at, self._retry_at)
-        self._show(due)
+        if is_shown:
+            self._note_shown(due)
+        else:
+            self._show(due)
 
     def _due(self, now: float) -> list[ActiveGeneration]:
         """Return those whose news may be told; note when the next ones are due, infinity when only a word makes it so.
@@ -188,19 +193,21 @@ class Publisher:
                 if active is not None and active.run == int(run):
                     active.take(output)
 
-    def _write(self, writing: Sequence[ActiveGeneration]) -> None:
+    def _write(self, writing: Sequence[ActiveGeneration], messages: Sequence[tuple[str, bytes]]) -> bool:
+        """Write what is there by now; say whether Redis took it all, and sent the messages after it."""
         writes = [
             (active.id, active.run, active.last_logged_id, active.entries[active.num_logged :]) for active in writing
         ]
         sizes = [len(active.entries) for active in writing]
         try:
-            answers = self._store.append(writes)
+            answers = self._store.append(writes, messages)
         except AWAY as error:
             self._retry_at = time.monotonic() + RETRY_S
             log.warning("Redis is away, %d generations go on in memory: %r", len(writing), error)
-            return
+            return False
         for active, size, answer in zip(writing, sizes, answers, strict=True):
             self._judge(active, size, answer)
+        return all(answer == "ok" for answer in answers)
 
     def _judge(self, active: ActiveGeneration, size: int, answer: str) -> None:
         if answer == "ok":
@@ -222,25 +229,35 @@ class Publisher:
             self._retry_at = time.monotonic() + RETRY_S
 
     def _show(self, due: Sequence[ActiveGeneration]) -> None:
-        """Send what Redis has taken: one message per web process."""
+        """Send what Redis has taken."""
+        ready = [active for active in due if active.num_logged == len(active.entries) and active.id in self._active]
+        for channel, message in self._messages(ready):
+            try:
+                self._channels.send(channel, message)
+            except AWAY as error:
+                log.warning("%s reads from the log instead: %r", channel, error)
+        self._note_shown(ready)
+
+    def _messages(self, due: Sequence[ActiveGeneration]) -> list[tuple[str, bytes]]:
+        """Return what shows all that was not sent yet: one message per web process."""
         by_channel: dict[str, list[Frame]] = {}
+        for active in due:
+            for channel in active.channels:
+                by_channel.setdefault(channel, []).extend(active.unsent)
+        return [
+            (channel, self._channels.form(frames.channel_message(unsent)))
+            for channel, unsent in by_channel.items()
+            if unsent
+        ]
+
+    def _note_shown(self, shown: Sequence[ActiveGeneration]) -> None:
         # On a grid: streams that are shown together stay together, in a few companies of which each is one message.
         few, many = COMPANIES
         grid_s = self._flush_s / min(many, max(few, len(self._active) // COMPANY))
         due_at = math.ceil((time.monotonic() + self._flush_s) / grid_s) * grid_s if grid_s else 0.0
-        for active in due:
-            if active.num_logged < len(active.entries) or active.id not in self._active:
-                continue
-            for frame in active.shown():
-                if frame.kind == "delta":
-                    active.due_at = due_at
-                for channel in active.channels:
-                    by_channel.setdefault(channel, []).append(frame)
-        for channel, frames_ in by_channel.items():
-            try:
-                self._channels.send(channel, frames.channel_message(frames_))
-            except AWAY as error:
-                log.warning("%s reads from the log instead: %r", channel, error)
+        for active in shown:
+            if any(frame.kind == "delta" for frame in active.shown()):
+                active.due_at = due_at
 
     def _ask_to_store(self, now: float) -> None:
         for active in self._active.values():

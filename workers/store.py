@@ -6,6 +6,7 @@ its own time. Every call raises redis.RedisError when Redis is away.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,10 +173,13 @@ class Store:
         ]
         return [Renewal(verdict=verdict, last_id=last) for verdict, last in self._pipelined("renew", calls)]
 
-    def append(self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]]) -> list[str]:
+    def append(
+        self, writes: Sequence[tuple[str, int, str, Sequence[Entry]]], messages: Sequence[tuple[str, bytes]] = ()
+    ) -> list[str]:
         """Append to many logs in few calls: (generation id, run, expected last id, entries) each.
 
-        An answer is ok, gone, newer, ended, ``short:<last id>`` or ``failed:<why>``, which stops no other.
+        An answer is ok, gone, newer, ended, ``short:<last id>`` or ``failed:<why>``, which stops no other. If all are
+        ok, Redis has then sent the messages, (channel, message) each.
         """
         answers: list[str] = []
         keys: list[str] = []
@@ -195,12 +199,13 @@ class Store:
             keys.append(names.log_key(generation_id))
             logs.append((run, expected, packed))
         if keys:
-            answers += self._append(keys, logs)
+            # The last call is of some of the logs; what it sends is of all of them.
+            answers += self._append(keys, logs, messages if all(answer == "ok" for answer in answers) else ())
         return answers
 
-    def _append(self, keys: Sequence[str], logs: Sequence[Any]) -> Any:
+    def _append(self, keys: Sequence[str], logs: Sequence[Any], messages: Sequence[tuple[str, bytes]] = ()) -> Any:
         # One argument: redis-py takes longer over a dozen for each log than Redis takes to unpack them.
-        return self._evaluated("append", keys, [names.LOG_MS, msgpack.packb(logs)])
+        return self._evaluated("append", keys, [names.LOG_MS, msgpack.packb(logs), *itertools.chain(*messages)])
 
     def hand_back(self, claim: Claim) -> str:
         """Give a generation back to the queue, at its old place: waiting, lost or cancelled."""

@@ -207,9 +207,10 @@ return {'ok', last}
 # Many logs in one call: a call for each costs the worker more than what it says. One that takes nothing stops no other.
 # `logs` is MessagePack, for each key {run, expected last id, {{id, field, value ...} ...}}; '': there is no log yet,
 # and it is made. To compare lengths would not do: a lost log is numbered anew, and Redis may go back to the old one.
+# When every log took what is its own, the messages are sent, whose readers are then shown what lies there already.
 # -> {ok | gone | newer | ended | short:<last id> | failed:<why>}
 APPEND: Final = _script(
-    "append", "gen ...", "log_ms logs",
+    "append", "gen ...", "log_ms logs [channel message ...]",
     """
 -- Why a log takes nothing. An end of this very run that the writer does not know of is its own: the answer got lost.
 local function why_not(key, run, expected)
@@ -231,11 +232,15 @@ local function write(key, run, expected, entries)
   if not last then redis.call('PEXPIRE', key, ARGV[1]) end
   return 'ok'
 end
-local answers = {}
+local answers, took_all = {}, true
 for index, log in ipairs(cmsgpack.unpack(ARGV[2])) do
   local is_done, answer = pcall(write, KEYS[index], unpack(log))
   if not is_done then answer = 'failed:' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
   answers[index] = answer
+  took_all = took_all and answer == 'ok'
+end
+if took_all then
+  for index = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[index], ARGV[index + 1]) end
 end
 return answers
 """,

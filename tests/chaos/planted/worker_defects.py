@@ -104,9 +104,10 @@ def _publish_with_the_xadd(module: ModuleType) -> None:
     """Frames go out as they are made, whatever becomes of them in the log, which is written every half second."""
     write = module.Publisher._write
 
-    def write_some_time(self: Any, writing: Any) -> None:
-        write(self, writing)
+    def write_some_time(self: Any, writing: Any, messages: Any) -> bool:
+        write(self, writing, [])
         self._retry_at = max(self._retry_at, time.monotonic() + LOG_LATE_S)
+        return False
 
     def show(self: Any, due: Any) -> None:
         by_channel: dict[str, list[Any]] = {}
@@ -117,7 +118,7 @@ def _publish_with_the_xadd(module: ModuleType) -> None:
                     by_channel.setdefault(channel, []).append(frame)
         for channel, frames in by_channel.items():
             with contextlib.suppress(Exception):  # read from the log instead
-                self._channels.send(channel, module.frames.channel_message(frames))
+                self._channels.send(channel, self._channels.form(module.frames.channel_message(frames)))
 
     module.Publisher._write, module.Publisher._show = write_some_time, show
 

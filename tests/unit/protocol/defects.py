@@ -41,9 +41,10 @@ def show_before_log(patch: pytest.MonkeyPatch, now: list[History]) -> None:
     patch.setattr(Publisher, "_show", show)
     order = Publisher._write
 
-    def write_later(self: Publisher, writing: Any) -> None:
+    def write_later(self: Publisher, writing: Any, messages: Any) -> bool:
         if now[0].random.random() < 0.3:
-            order(self, writing)
+            order(self, writing, [])
+        return False
 
     patch.setattr(Publisher, "_write", write_later)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections import Counter
@@ -69,6 +70,7 @@ class History:
         self.world = World(seed)
         self.random = self.world.random
         self.redis = VirtualRedis.make(url, self.world)
+        self.redis.hear = self._deliver
         self.alice = alice
         self.workers: dict[str, Worker] = {}
         self.runs: dict[str, list[Worker]] = {}  # by generation, in the order of their claims
@@ -100,12 +102,15 @@ class History:
     def is_poison(self, id_: str) -> bool:
         return any(chat.id == id_ and chat.is_poison for chat in self.chats)
 
-    def show(self, channel: str, message: dict[str, Any]) -> None:
+    def show(self, channel: str, message: str) -> None:
         """The channel layer: fast, and may lose anything."""
         if self.redis.faults.away_until > self.world.now:
             raise redis.ConnectionError("away")
+        self._deliver(channel, message)
+
+    def _deliver(self, channel: str, message: str) -> None:
         if self.random.random() > 0.05:
-            self.boxes.setdefault(channel, []).extend(frames.frames_of_message(message))
+            self.boxes.setdefault(channel, []).extend(frames.frames_of_message(json.loads(message)))
 
     def send(self, queue: str, text: str) -> None:
         """Celery's send: raises when the broker is away."""

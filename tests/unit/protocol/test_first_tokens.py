@@ -27,10 +27,10 @@ def test_tokens_of_a_generation_that_begins_during_a_slow_write_are_kept(bench: 
     store = bench.publisher._store
     append = store.append
 
-    def slow(writes: Any) -> Any:
+    def slow(writes: Any, messages: Any) -> Any:
         is_writing.set()
         assert may_go_on.wait(30)
-        return append(writes)
+        return append(writes, messages)
 
     store.append = slow  # type: ignore[method-assign]
     first = bench.begin()

@@ -1,11 +1,13 @@
 """A real Redis on virtual time: the product's own scripts run there, and everything may go wrong on the way.
 
-Scripts see virtual time and virtual expiry through a few lines put before their source. The server may be away, lose
-an answer, forget everything, or go back to what it was (a log file that lost its last second).
+Scripts see virtual time and virtual expiry through a few lines put before their source, and what they publish is
+handed to this world. The server may be away, lose an answer, forget everything, or go back to what it was (a log file
+that lost its last second).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -14,13 +16,14 @@ from redis.commands.core import Script
 
 from tests.unit.protocol.world import Killed, World
 
-_NOW, _EXPIRY = "virtual:now", "virtual:expiry"
+_NOW, _EXPIRY, _SENT = "virtual:now", "virtual:expiry", "virtual:sent"
 _SHIM = """
 local real, now_ms = redis, tonumber(redis.call('GET', 'virtual:now'))
 local redis = {call = function(command, ...)
   local args = {...}
   if command == 'TIME' then return {math.floor(now_ms / 1000), (now_ms % 1000) * 1000} end
   if command == 'PEXPIRE' then return 1 end
+  if command == 'PUBLISH' then return real.call('RPUSH', 'virtual:sent', args[1], args[2]) end
   if command == 'SET' and args[3] == 'PX' then
     if tonumber(args[4]) < 120000 then real.call('ZADD', 'virtual:expiry', now_ms + args[4], args[1]) end
     return real.call('SET', args[1], args[2])
@@ -41,6 +44,7 @@ class VirtualRedis(redis.Redis):
     world: World
     faults: Faults
     raw: redis.Redis  # past all faults, for those who look from outside
+    hear: Callable[[str, str], None]  # takes what scripts publish: channel, message
 
     @classmethod
     def make(cls, url: str, world: World) -> VirtualRedis:
@@ -137,4 +141,8 @@ class VirtualPipeline(Pipeline):
     def _now(self, raise_on_error: bool) -> list[Any]:
         tick = (("EVALSHA", self.owner.tick, 0, self.owner.world.now_ms), {})
         self.command_stack.insert(0, tick)
-        return super().execute(raise_on_error=raise_on_error)[1:]
+        self.command_stack += [(("LRANGE", _SENT, 0, -1), {}), (("DEL", _SENT), {})]
+        _, *answers, sent, _ = super().execute(raise_on_error=raise_on_error)
+        for channel, message in zip(sent[::2], sent[1::2], strict=True):
+            self.owner.hear(channel, message)
+        return answers

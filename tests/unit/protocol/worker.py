@@ -5,6 +5,7 @@ Token k of a run is named after the run, so that two runs mixed in one answer ar
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -188,7 +189,7 @@ class Worker:
 def make_publisher(history: History, worker: Worker) -> Publisher:
     """Return the product's publisher with its words, its store and its channel layer replaced by this world's."""
     publisher = Publisher.__new__(Publisher)
-    channels = SimpleNamespace(send=history.show)
+    channels = SimpleNamespace(form=json.dumps, send=history.show)
     vars(publisher).update(
         _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(),
         _outputs=deque(), _handing_back={}, _words=worker.words, _retry_at=0.0,

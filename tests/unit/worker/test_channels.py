@@ -36,19 +36,19 @@ def test_what_is_sent_is_heard_through_the_layer_in_order(fresh_redis_url: str) 
 
     def send() -> None:
         for message in messages:
-            channels.send("chat.web.test", message)
+            channels.send("chat.web.test", channels.form(message))
 
     assert asyncio.run(hear(fresh_redis_url, 50, send)) == messages
 
 
 def test_after_a_connection_broke_the_next_message_comes(fresh_redis_url: str) -> None:
     channels = Channels(fresh_redis_url)
-    channels.send("chat.web.nobody", {"type": "x"})
+    channels.send("chat.web.nobody", channels.form({"type": "x"}))
 
     def send() -> None:
         with redis.Redis.from_url(fresh_redis_url) as server:
             server.client_kill_filter(_type="normal", skipme=True)
-        channels.send("chat.web.test", {"type": "after"})
+        channels.send("chat.web.test", channels.form({"type": "after"}))
 
     assert asyncio.run(hear(fresh_redis_url, 1, send)) == [{"type": "after"}]
 
@@ -58,6 +58,6 @@ def test_a_redis_that_is_away_is_told_and_comes_back(fresh_redis_url: str) -> No
     kwargs = channels._connection.__dict__
     port, kwargs["port"] = kwargs["port"], 1
     with pytest.raises(redis.RedisError):
-        channels.send("chat.web.test", {"type": "x"})
+        channels.send("chat.web.test", channels.form({"type": "x"}))
     kwargs["port"] = port
-    channels.send("chat.web.test", {"type": "x"})
+    channels.send("chat.web.test", channels.form({"type": "x"}))

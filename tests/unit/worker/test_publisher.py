@@ -143,6 +143,39 @@ def test_every_frame_is_in_the_log_before_it_is_shown(bench: Bench) -> None:
     assert all(logged >= seq for seq, logged in shown)
 
 
+def test_what_stands_beside_a_log_that_takes_nothing_is_shown(fresh_redis_url: str) -> None:
+    bench = Bench(fresh_redis_url, flush_ms=50)
+    layer = RedisPubSubChannelLayer(**broker.channel_layer(bench.url)["CONFIG"])
+    hearing = redis.Redis.from_url(bench.url).pubsub(ignore_subscribe_messages=True)
+    hearing.subscribe("chat.web.test")
+    ours, lost = bench.begin(), bench.begin()
+    for active in (ours, lost):
+        bench.step(active, 1, "one ")
+    eventually(lambda: bench.log(ours).text == bench.log(lost).text == "one ")
+    bench.server.xadd(names.log_key(lost.id), {"k": "start"}, id=f"{lost.run + 1}-0")
+    both = [
+        StepOutput(sequence_id=f"{active.id}/{active.run}", tokens=(2,), text="two", finish=Finish(reason="stop"))
+        for active in (lost, ours)
+    ]
+    bench.publisher.on_step(both)
+    eventually(lambda: bench.outside.stored == [ours.id] and bench.outside.dropped == [lost.id])
+    bench.publisher.stop(timeout_s=2)
+    shown: dict[str, str] = {ours.id: "", lost.id: ""}
+    with redis.Redis.from_url(bench.url) as sender:
+        sender.publish("chat.web.test", layer.serialize(frames.channel_message([])))
+    while heard := _heard(hearing, layer):
+        for frame in heard:
+            shown[frame.generation_id] += frame.text
+    assert shown == {ours.id: "one two", lost.id: "one "}
+
+
+def _heard(hearing: Any, layer: Any) -> list[frames.Frame]:
+    message = None
+    while message is None:
+        message = hearing.get_message(timeout=5)
+    return frames.frames_of_message(layer.deserialize(message["data"]))
+
+
 def test_redis_that_forgot_the_scripts_is_taught_them_again(bench: Bench) -> None:
     active = bench.begin()
     bench.step(active, 1, "one ")
@@ -171,6 +204,18 @@ def test_the_first_token_waits_for_no_window_and_the_second_does(fresh_redis_url
     eventually(lambda: bench.log(active).end is not None)
     assert [frame.text for frame in bench.log(active).frames] == ["", "one ", "two three", ""]
     bench.publisher.stop(timeout_s=2)
+
+
+def test_started_is_told_alone_only_when_no_token_comes_at_once(bench: Bench) -> None:
+    quick = ActiveGeneration(bench.claim(), queue_ms=0, claimed_at=time.monotonic() + 60)
+    bench.publisher.begin(quick)
+    slow = ActiveGeneration(bench.claim(), queue_ms=0, claimed_at=time.monotonic())
+    bench.publisher.begin(slow)
+    eventually(lambda: bench.log(slow).seq == 1)
+    assert bench.log(quick).seq == 0
+    bench.step(quick, 1, "one ")
+    eventually(lambda: bench.log(quick).text == "one ")
+    assert [frame.kind for frame in bench.log(quick).frames] == ["started", "delta"]
 
 
 def test_a_log_that_redis_lost_is_written_again_whole(bench: Bench) -> None:
@@ -245,8 +290,8 @@ def test_an_end_that_was_written_although_the_answer_got_lost_is_still_kept(
     """Taken for another's end, it was forgotten: a Redis that then lost its data lost the answer. Found by chaos."""
     append, answers_lost = Store.append, threading.Event()
 
-    def append_and_hear_nothing(self: Store, writes: Sequence[Any]) -> list[str]:
-        answers = append(self, writes)
+    def append_and_hear_nothing(self: Store, writes: Sequence[Any], messages: Sequence[Any] = ()) -> list[str]:
+        answers = append(self, writes, messages)
         if (
             any(fields.get("k") == "end" for *_, entries in writes for _, fields in entries)
             and not answers_lost.is_set()

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from chatproject.contract import names
-from workers.store import Entry, Store
+from workers.store import MOST_FIELDS, Entry, Store
 
 pytestmark = pytest.mark.needs("redis")
 RUN = 1_700_000_000_000
+MESSAGES = [("chat.web.a", b"to a"), ("chat.web.b", b"to b")]
 
 
 @pytest.fixture
@@ -49,6 +50,34 @@ def test_a_log_that_takes_nothing_stops_no_other(store: Store) -> None:
     assert store.client.xlen(names.log_key("short")) == 2
     assert not store.client.exists(names.log_key("gone"))
     assert 0 < store.client.pttl(names.log_key("first")) <= names.LOG_MS
+
+
+def test_messages_are_sent_after_all_logs_took_their_own_and_only_then(store: Store) -> None:
+    heard = store.client.pubsub(ignore_subscribe_messages=True)
+    heard.subscribe("chat.web.a", "chat.web.b")
+    whole = entries(1, MOST_FIELDS // 8 + 1)  # more than go into one call with another
+
+    def texts() -> list[str]:
+        store.client.publish("chat.web.a", "that is all")
+        found: list[str] = []
+        while found[-1:] != ["that is all"]:
+            message = heard.get_message(timeout=5)
+            found += [message["data"]] if message else []
+        return found[:-1]
+
+    assert store.append([("a", RUN, "", entries(1, 1)), ("b", RUN, "", entries(1, 1))], MESSAGES) == ["ok", "ok"]
+    assert texts() == ["to a", "to b"]
+    mixed = [("a", RUN, f"{RUN}-1", entries(2, 2)), ("b", RUN, "", entries(2, 2)), ("c", RUN, "", entries(1, 1))]
+    assert store.append(mixed, MESSAGES) == ["ok", f"short:{RUN}-1", "ok"]
+    assert texts() == []
+    long, longer = [(id_, RUN, "", whole) for id_ in ("d", "e")], [(id_, RUN, "", whole) for id_ in ("f", "g")]
+    before = num_calls(store)
+    assert store.append(long, MESSAGES) == ["ok", "ok"]
+    assert num_calls(store) - before == 2
+    assert texts() == ["to a", "to b"]
+    longer[0] = ("f", RUN, f"{RUN}-7", whole)
+    assert store.append(longer, MESSAGES) == ["gone", "ok"]
+    assert texts() == []
 
 
 def test_a_redis_that_forgot_its_scripts_is_told_them(store: Store) -> None:
