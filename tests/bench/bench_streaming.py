@@ -10,6 +10,7 @@ import itertools
 import random
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from tests.bench.table import Row, failed, median_and_range, show
 
 USERS = 100
 ROUNDS, ROUND_S, MESSAGES_PER_S, SHORT = 5, 6.0, 20.0, 4  # of the first-token rows; tokens of an answer
+WAKES, REST_S = 40, 0.03
 STEP_MS, RATE = 1000 / 30, 30
 USUAL_ANSWER = 60  # tokens: two seconds at this rate, so 40 of the users are being answered at any time
 STREAMS = (500, 1000)
@@ -82,19 +84,43 @@ def _first_token_part(*, step_ms: float, tokens: int, what: str) -> list[Row]:
             for with_postgresql in (False, True)
         ]
         firsts: dict[str, list[list[float]]] = {side.name: [] for side in (bare, usual, *ours)}
+        wakes: list[float] = []
         for round_ in range(-1, ROUNDS):  # one to warm up
+            wakes += _wakes_ms()
             for side in (bare, usual, *ours):
                 found = asyncio.run(_first_tokens(side, tokens, seed=round_))
                 if round_ >= 0:
                     firsts[side.name].append(found)
-    return [row for side in ours for row in _first_token_table(what, side.name, firsts)]
+    return [row for side in ours for row in _first_token_table(what, side.name, firsts, wakes)]
 
 
-def _first_token_table(what: str, name: str, firsts: dict[str, list[list[float]]]) -> list[Row]:
+def _wakes_ms() -> list[float]:
+    """Return how long this machine takes to wake a process that rested and be woken by it: ours are a dozen wakes."""
+    echo = "import os\nwhile piece := os.read(0, 1): os.write(1, piece)"
+    found = []
+    with subprocess.Popen(
+        [sys.executable, "-c", echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as peer:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        for _ in range(WAKES + 1):
+            time.sleep(REST_S)
+            began = time.perf_counter()
+            peer.stdin.write(b"x")
+            peer.stdout.read(1)
+            found.append((time.perf_counter() - began) * 1e3)
+        peer.stdin.close()
+    return found[1:]  # without the start of the process
+
+
+def _first_token_table(what: str, name: str, firsts: dict[str, list[list[float]]], wakes: list[float]) -> list[Row]:
     p50 = {side: [_percentile(round_, 50) for round_ in rounds] for side, rounds in firsts.items()}
     p99 = {side: _percentile([ms for round_ in rounds for ms in round_], 99) for side, rounds in firsts.items()}
     what = f"{what}, {name}, p50"
-    note = f"p50 {statistics.median(p50[name]):.1f} ms, p99 {p99[name]:.1f} ms (goal p99 20 ms)"
+    note = (
+        f"p50 {statistics.median(p50[name]):.1f} ms, p99 {p99[name]:.1f} ms (goal p99 20 ms); two resting processes "
+        f"wake each other in {_percentile(wakes, 50):.2f} / {_percentile(wakes, 99):.2f} ms"
+    )
     to_bare = [mine / peer for mine, peer in zip(p50[name], p50["bare SSE"], strict=True)]
     to_usual = [peer / mine for mine, peer in zip(p50[name], p50["usual recipe"], strict=True)]
     peers = {side: f"{side} {statistics.median(p50[side]):.1f} / {p99[side]:.1f} ms" for side in p50}
