@@ -35,7 +35,9 @@ SHUTDOWN_S: Final = 5.0
 # A window's streams go in companies, each one write and one message; in many only when they would be large.
 COMPANIES: Final = (3, 6)
 COMPANY: Final = 64
-AT_ONCE: Final = 128  # streams in a pipeline: with hundreds, the first would wait for the last
+AT_ONCE: Final = 128  # streams in a call: with hundreds, the first would wait for the last
+# Bytes of messages that go with the logs. After an outage there may be megabytes, on which no write must depend.
+ALONG: Final = 65_536
 
 
 class Outside(Protocol):
@@ -160,7 +162,9 @@ class Publisher:
         writing = [active for active in due if active.num_logged < len(active.entries)]
         is_shown = False
         if writing and time.monotonic() >= self._retry_at:
-            is_shown = self._write(writing, self._messages(due))
+            messages = self._messages(due)
+            goes_along = sum(len(message) for _, message in messages) <= ALONG
+            is_shown = self._write(writing, messages if goes_along else []) and goes_along
         if any(active.num_logged < len(active.entries) for active in writing):
             self._next_at = min(self._next_at, self._retry_at)
         if is_shown:

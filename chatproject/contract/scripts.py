@@ -207,7 +207,8 @@ return {'ok', last}
 # Many logs in one call: a call for each costs the worker more than what it says. One that takes nothing stops no other.
 # `logs` is MessagePack, for each key {run, expected last id, {{id, field, value ...} ...}}; '': there is no log yet,
 # and it is made. To compare lengths would not do: a lost log is numbered anew, and Redis may go back to the old one.
-# When every log took what is its own, the messages are sent, whose readers are then shown what lies there already.
+# When every log took what is its own, the messages are sent, whose readers are then shown what lies there already. One
+# that may not be sent stops nothing: its readers ask the log.
 # -> {ok | gone | newer | ended | short:<last id> | failed:<why>}
 APPEND: Final = _script(
     "append", "gen ...", "log_ms logs [channel message ...]",
@@ -240,7 +241,7 @@ for index, log in ipairs(cmsgpack.unpack(ARGV[2])) do
   took_all = took_all and answer == 'ok'
 end
 if took_all then
-  for index = 3, #ARGV, 2 do redis.call('PUBLISH', ARGV[index], ARGV[index + 1]) end
+  for index = 3, #ARGV, 2 do redis.pcall('PUBLISH', ARGV[index], ARGV[index + 1]) end
 end
 return answers
 """,

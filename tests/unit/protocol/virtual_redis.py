@@ -30,6 +30,7 @@ local redis = {call = function(command, ...)
   end
   return real.call(command, ...)
 end}
+redis.pcall = redis.call
 """
 _TICK = """
 redis.call('SET', 'virtual:now', ARGV[1])

@@ -21,7 +21,7 @@ from chatproject.contract.names import Lane
 from tests.servers import free_port, redis_server
 from workers.engine.interfaces import Finish, StepOutput
 from workers.generation import ActiveGeneration
-from workers.publisher import AT_ONCE, Publisher
+from workers.publisher import ALONG, AT_ONCE, Publisher
 from workers.store import Claim, Store
 
 pytestmark = pytest.mark.needs("redis")
@@ -174,6 +174,33 @@ def _heard(hearing: Any, layer: Any) -> list[frames.Frame]:
     while message is None:
         message = hearing.get_message(timeout=5)
     return frames.frames_of_message(layer.deserialize(message["data"]))
+
+
+def test_what_was_left_by_an_outage_is_written_whether_or_not_it_can_be_shown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog that went along with the logs took longer than the write may, was kept, and grew: for good."""
+    append, along = Store.append, []
+
+    def append_and_note(self: Store, writes: Sequence[Any], messages: Sequence[Any] = ()) -> list[str]:
+        along.append(sum(len(message) for _, message in messages))
+        return append(self, writes, messages)
+
+    monkeypatch.setattr(Store, "append", append_and_note)
+    layer = RedisPubSubChannelLayer(**broker.channel_layer(bench.url)["CONFIG"])
+    hearing = redis.Redis.from_url(bench.url).pubsub(ignore_subscribe_messages=True)
+    hearing.subscribe("chat.web.test")
+    active = bench.begin()
+    text = "x" * (ALONG + 1)
+    bench.step(active, 1, text)
+    eventually(lambda: bench.log(active).text == text)
+    bench.step(active, 2, "small")
+    eventually(lambda: bench.log(active).text == text + "small")
+    shown = ""
+    while len(shown) < len(text) + 5:
+        shown += "".join(frame.text for frame in _heard(hearing, layer))
+    assert shown == text + "small"
+    assert 0 < max(along) < ALONG
 
 
 def test_redis_that_forgot_the_scripts_is_taught_them_again(bench: Bench) -> None:
