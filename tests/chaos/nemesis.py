@@ -13,8 +13,8 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL, NEEDS_ROOT
 from tests.chaos.history import History
 
-# The kill of a worker is what the promise is about; the rest in turn.
-WEIGHT = {"kill_worker": 4}
+# `kill -9`, of which a worker's is what the promise is about: half of all faults, and the rest the others in turn.
+KILLS = {"kill_worker": 4, "kill_web": 1, "kill_records": 1, "kill_redis": 1, "crash_database": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,17 +28,25 @@ class Done:
 
 
 def choose_faults(seed: int, num: int, only: Sequence[str], database: str) -> list[str]:
-    """Return the kinds in their order: every kind that this database has about equally often, kills more."""
+    """Return the kinds in their order: half of them kills, the others of this database about equally often."""
     choose = random.Random(f"faults of {seed}")
     lacking = (NEEDS_POSTGRESQL if database == "sqlite" else frozenset()) | (
         frozenset() if disk.is_possible() else NEEDS_ROOT
     )
+    if only:
+        return _in_turn(choose, list(only), num)
     possible = [kind for kind in sorted(FAULTS) if kind not in lacking]
-    kinds = [kind for kind in (only or possible) for _ in range(1 if only else WEIGHT.get(kind, 1))]
+    kills = [kind for kind in possible for _ in range(KILLS.get(kind, 0))]
+    others = [kind for kind in possible if kind not in KILLS]
+    chosen = _in_turn(choose, kills, num - num // 2) + _in_turn(choose, others, num // 2)
+    choose.shuffle(chosen)
+    return chosen
+
+
+def _in_turn(choose: random.Random, kinds: Sequence[str], num: int) -> list[str]:
     chosen: list[str] = []
     while len(chosen) < num:
-        choose.shuffle(kinds)
-        chosen += kinds
+        chosen += choose.sample(kinds, len(kinds))
     return chosen[:num]
 
 
