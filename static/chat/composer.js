@@ -14,6 +14,7 @@ export class Composer {
     this.stopButton = form.querySelector("[data-stop]");
     this.problem = form.querySelector("[data-problem]");
     this.key = null;
+    this.early = this.box.value; // typed while the page still loaded
     this.isBusy = false;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -33,6 +34,11 @@ export class Composer {
     this.key = conversation;
     const draft = drafts.read(conversation);
     this.box.value = skip.includes(draft.trim()) ? "" : draft;
+    if (this.early.trim() && this.early.trim() !== draft.trim()) {
+      this.box.value = this.box.value ? `${this.box.value}\n${this.early}` : this.early;
+      drafts.write(conversation, this.box.value);
+    }
+    this.early = "";
     this.clearProblem();
     this.refresh();
   }

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from chatproject.chat import markdown
-from tests.e2e.page import Person, Running, chromium, signed_in, stored, wait_end, write
+from tests.e2e.page import READY, Person, Running, chromium, signed_in, stored, wait_end, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
@@ -221,6 +221,24 @@ def test_a_draft_survives_a_reload_and_goes_when_it_was_sent(page: Page) -> None
     page.get_by_role("link", name="New chat").click()
     expect(page.locator(".message")).to_have_count(0)
     expect(page.get_by_label("Message", exact=True)).to_have_value("")
+
+
+@pytest.mark.parametrize(("draft", "shown"), [("", "Typed early"), ("Before", "Before\nTyped early")])
+def test_what_is_typed_while_the_page_still_loads_is_kept(page: Page, draft: str, shown: str) -> None:
+    page.get_by_label("Message", exact=True).fill(draft)
+    held: list[Route] = []
+    page.route("**/chat/main.js*", lambda route: held.append(route))
+    with page.expect_request("**/chat/main.js*"):
+        page.reload(wait_until="commit")
+    page.get_by_label("Message", exact=True).fill("Typed early")
+    assert page.locator(READY).count() == 0
+    for route in held:
+        route.continue_()
+    page.wait_for_selector(READY)
+    expect(page.get_by_label("Message", exact=True)).to_have_value(shown)
+    page.unroute("**/chat/main.js*")
+    page.reload()
+    expect(page.get_by_label("Message", exact=True)).to_have_value(shown)
 
 
 def test_enter_of_an_input_method_picks_a_word_and_sends_nothing(page: Page) -> None:
