@@ -37,7 +37,7 @@ class Consumer(celery.worker.consumer.Consumer):
         def say(error: Exception, interval_s: float) -> None:
             log.error("no broker, again in %.1f s: %r", interval_s, error)
 
-        return conn.ensure_connection(say, None, 0.5, 0.5, 1, callback=state.maybe_shutdown)
+        return conn.ensure_connection(say, callback=state.maybe_shutdown, **broker.RECONNECT)
 
 
 class Doorman(bootsteps.StartStopStep):

@@ -18,6 +18,8 @@ TRANSPORT_OPTIONS: Final[dict[str, Any]] = {
     "sep": "\x06\x16",
     "queue_order_strategy": "priority",
 }
+# Seconds between a consumer's tries to reach Redis; Celery's own are 2, 4, ... 30 and cannot be set.
+RECONNECT: Final[dict[str, float]] = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 1.0}
 
 
 def celery_settings() -> dict[str, Any]:

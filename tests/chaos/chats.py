@@ -22,6 +22,7 @@ class View:
     end: Wire | None = None
     deltas_at: list[float] = field(default_factory=list)
     started_at: float | None = None
+    ended_at: float | None = None
     replacements: int = 0
     problems: list[str] = field(default_factory=list)
     has_resumed: bool = False  # and no delta came since
@@ -64,7 +65,7 @@ class View:
                 self.replacements += not self.text.startswith(self._shown)
                 self._shown = ""
         else:
-            self.end = frame
+            self.end, self.ended_at = frame, at
             if kind == "finished" and frame["sha256"] != hashlib.sha256(self.text.encode()).hexdigest():
                 self.problems.append("the checksum of `finished` is not that of the text shown")
 

@@ -1,7 +1,9 @@
-"""A Redis that refuses writes, because its disk or its memory is full, is away for a while: no process ends for it."""
+"""A Redis that refuses writes or is gone for a while: no process ends for it, and all are back soon after it."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ import redis
 
 from tests.integration.sockets import Client, socket
 from tests.integration.stack import running
-from tests.servers import redis_server, wait_until
+from tests.servers import free_port, redis_server, wait_until
+
+AWAY_S = 7.0  # Celery's own consumer tries after 2, 6 and 12 s
+SOON_S = 4.0
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
 
@@ -26,6 +31,20 @@ async def test_workers_and_records_outlive_refused_writes(tmp_path: Path) -> Non
         async with socket(stack, "alice") as alice:
             assert await answer(alice) == "finished"
         assert all(process.poll() is None for process in stack.processes.values())
+
+
+async def test_answers_end_soon_after_redis_is_back(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, f"redis://127.0.0.1:{port}/0") as stack:
+        with redis_server(port=port):
+            async with socket(stack, "alice") as alice:
+                assert await answer(alice) == "finished"
+        await asyncio.sleep(AWAY_S)
+        with redis_server(port=port):
+            back_at = time.monotonic()
+            async with socket(stack, "alice") as alice:
+                assert await answer(alice) == "finished"
+            assert time.monotonic() - back_at < SOON_S
 
 
 async def answer(client: Client) -> str:

@@ -1,0 +1,48 @@
+"""One clock for all hosts of the service: that of Redis.
+
+Places in the queue, deadlines and expiries are written by one host and compared by another, and by Redis itself; a host
+whose own clock is an hour off must not expire what others accepted. A process measures its clock now and then, when it
+talks to Redis anyway; what was measured last holds while Redis is away.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.utils import timezone
+
+# A clock that is kept by NTP is taken at its word: it runs smoother than what is measured over a network.
+AGREES_S: Final = 1.0
+# An answer that came later tells the time too badly.
+LONGEST_S: Final = 0.5
+
+_ahead = timedelta()  # of this host's clock; replaced as a whole
+
+
+def now() -> datetime:
+    """Return the service's time, in UTC."""
+    return timezone.now() - _ahead
+
+
+def now_ms() -> int:
+    """Return the service's time in milliseconds since the epoch."""
+    return int(now().timestamp() * 1000)
+
+
+def measure(client: Any) -> None:
+    """Compare this host's clock with that of Redis, by one TIME. Raises redis.RedisError."""
+    asked_at = time.monotonic()
+    answer = client.time()
+    learn(answer, took_s=time.monotonic() - asked_at)
+
+
+def learn(answer: tuple[int, int], *, took_s: float) -> None:
+    """Take what Redis answered to TIME just now: seconds and microseconds."""
+    global _ahead
+    if took_s > LONGEST_S:
+        return
+    seconds, microseconds = answer
+    ahead_s = timezone.now().timestamp() - took_s / 2 - (seconds + microseconds / 1e6)
+    _ahead = timedelta(seconds=ahead_s) if abs(ahead_s) > AGREES_S else timedelta()
