@@ -54,11 +54,11 @@ def strategy(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]
 
 
 def claim_best(runtime: Any, model: str, *, takes_last: bool = True, guest: str | None = None) -> Claim | None:
-    """Claim the one whose turn it is, the next if refused; None when nobody may be claimed or Redis is away.
+    """Claim the one whose turn it is, the next if refused; None when nobody may be claimed or Redis is not itself.
 
     Without ``takes_last`` nobody who is on the last attempt; ``guest``, for whom a place was made, before all others.
     """
-    if model not in runtime.models:
+    if model not in runtime.models or not runtime.store.is_settled():
         return None
     seen: set[str] = set()
     costs = runtime.charges.expected_costs()

@@ -19,6 +19,7 @@ from workers.store import AWAY, Store
 
 log = logging.getLogger(__name__)
 PERIOD_S: Final = 1.0
+AGAIN_S: Final = 0.1  # after a failure: others claim what has no lease soon after Redis is back
 PRUNE_EVERY: Final = 60  # renewals
 
 
@@ -59,15 +60,19 @@ class Leases:
             log.warning("the status of this worker goes with its expiry: %r", error)
 
     def _run(self) -> None:
+        is_away = False
         while True:
-            began = time.monotonic()
+            began, period_s = time.monotonic(), PERIOD_S
             try:
                 self.renew()
+                is_away = False
             except AWAY as error:
-                log.warning("leases: Redis is away: %r", error)
+                if not is_away:
+                    log.warning("leases: Redis is away: %r", error)
+                is_away, period_s = True, AGAIN_S
             except Exception:
                 log.exception("leases")
-            if self._stopped.wait(max(0.05, PERIOD_S - (time.monotonic() - began))):
+            if self._stopped.wait(max(0.05, period_s - (time.monotonic() - began))):
                 return
 
     def renew(self) -> None:

@@ -38,6 +38,8 @@ COMPANY: Final = 64
 AT_ONCE: Final = 128  # streams in a call: with hundreds, the first would wait for the last
 # Bytes of messages that go with the logs. After an outage there may be megabytes, on which no write must depend.
 ALONG: Final = 65_536
+# So begins what a Redis says whose disk, memory or replicas do not let it write: it is away for a while.
+REFUSALS: Final = ("MISCONF", "OOM", "NOREPLICAS", "READONLY")
 
 
 class Outside(Protocol):
@@ -229,7 +231,9 @@ class Publisher:
         elif answer in ("newer", "ended"):
             self._lose(active)
         else:
-            log.error("the log of %s takes nothing: %s", active.id, answer.removeprefix("failed:"))
+            why = answer.removeprefix("failed:")
+            level = logging.WARNING if why.startswith(REFUSALS) else logging.ERROR
+            log.log(level, "the log of %s takes nothing: %s", active.id, why)
             self._retry_at = time.monotonic() + RETRY_S
 
     def _show(self, due: Sequence[ActiveGeneration]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,8 @@ from workers.errors import Expired, NotUnderstood
 Entry = tuple[str, dict[str, str]]  # id, fields
 _EXPIRED: Final = End(status="expired", code=Failure.EXPIRED, message=FAILURE_TEXT[Failure.EXPIRED]).entry()
 AWAY = (redis.RedisError, OSError)
+# After a cut, which Redis may have come back from with less than it had: by then whoever runs something has said so.
+SETTLE_S: Final = 1.25
 # Of one call. After a loss whole logs are written again, and Redis serves nobody during a call.
 MOST_FIELDS: Final = 4_096
 
@@ -59,9 +62,26 @@ class _Client(redis.Redis):
     Pipelines use the pool.
     """
 
+    cut_at = float("-inf")  # when a connection was last seen to have ended
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._own = threading.local()
+
+    def look_for_cut(self) -> None:
+        """See whether this thread's connection has ended since it was used."""
+        connection = getattr(self._own, "connection", None)
+        if connection is not None and connection.is_connected:
+            self._end_if_cut(connection)
+
+    def _end_if_cut(self, connection: Any) -> None:
+        try:
+            is_cut = connection.can_read(timeout=0)  # there is nothing to read but its end
+        except redis.ConnectionError:
+            is_cut = True
+        if is_cut:
+            connection.disconnect()
+            self.cut_at = time.monotonic()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command and return its answer. Raises redis.RedisError; then it is not known whether it was run."""
@@ -70,14 +90,15 @@ class _Client(redis.Redis):
             pool = self.connection_pool
             connection = self._own.connection = pool.connection_class(**pool.connection_kwargs)
         try:
-            if connection.is_connected and connection.can_read(timeout=0):
-                connection.disconnect()  # there is nothing to read but its end
+            if connection.is_connected:
+                self._end_if_cut(connection)
             connection.send_command(*args, check_health=False)
             return self.parse_response(connection, args[0], **options)  # type: ignore[no-untyped-call]
         except redis.ResponseError:
             raise
         except BaseException:
             connection.disconnect()
+            self.cut_at = time.monotonic()
             raise
 
 
@@ -85,11 +106,16 @@ class Store:
     """Its calls. Thread-safe."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = 1.0) -> None:
-        self.client: redis.Redis = _Client.from_url(
+        self.client: _Client = _Client.from_url(  # type: ignore[assignment]
             redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, health_check_interval=15,
             retry=None, decode_responses=True,
         )  # fmt: skip
         self._scripts = {script.name: self.client.register_script(script.source) for script in scripts.ALL}
+
+    def is_settled(self) -> bool:
+        """Say whether what waits does wait: not so soon after Redis began again, when it may have forgotten claims."""
+        self.client.look_for_cut()
+        return time.monotonic() - self.client.cut_at >= SETTLE_S
 
     def look(self, model: str, *, num_users: int, num_ids: int) -> list[WaitingLane]:
         """Return who waits: of each lane the first users by turn, and of each user the first ids."""

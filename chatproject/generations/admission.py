@@ -16,9 +16,8 @@ from typing import Final
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
-from chatproject import metrics, statements
+from chatproject import metrics, service_clock, statements
 from chatproject.accounts import quotas
 from chatproject.accounts.models import User
 from chatproject.contract.errors import Refusal
@@ -95,7 +94,7 @@ def accept_new(draft: Draft) -> Generation:
     IntegrityError too.
     """
     _check_form(draft)
-    now = timezone.now()
+    now = service_clock.now()
     model = selectors.model_for(draft.user, draft.model)
     status = model_states.latest(model.slug)
     prompt_tokens, max_tokens = _fit(draft, model, status)

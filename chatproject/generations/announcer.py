@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ import redis
 from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.conf import settings
 
-from chatproject import redis_client
+from chatproject import redis_client, service_clock
 from chatproject.contract import frames
 from chatproject.contract.frames import Frame
 from chatproject.generations import scripts
@@ -56,7 +55,8 @@ class Announcer:
             "type": NOTICE_TYPE, "user": user_id, "conversation": thread, "generation": generation_id, "status": status,
         }  # fmt: skip
         try:
-            scripts.notify(user_watch_key(user_id), now_ms=time.time() * 1000, message=self._layer.serialize(message))
+            form = self._layer.serialize(message)
+            scripts.notify(user_watch_key(user_id), now_ms=service_clock.now_ms(), message=form)
         except (redis.RedisError, OSError) as error:
             log.warning("a notice was not sent: %r", error)
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import redis
 
+from chatproject import redis_client, service_clock
 from chatproject.contract.errors import ContractError
 from chatproject.contract.messages import ModelStatus
 from chatproject.contract.names import LANES, Lane
@@ -148,6 +149,7 @@ def _look(slug: str) -> _Known:
 
 def _read_queue(slug: str) -> Queue | None:
     try:
+        service_clock.measure(redis_client.client())
         waiting, lines = selectors.waiting(slug), selectors.lines(slug, num_users=NUM_USERS)
         mine = [worker for worker in selectors.workers() if worker.model == slug and worker.state == "ready"]
     except (redis.RedisError, ContractError):

@@ -71,6 +71,7 @@ class Generation(models.Model):
     attempt = models.PositiveSmallIntegerField(default=1, help_text="runs that died in a row, plus one")
     deaths = models.PositiveSmallIntegerField(default=0)
     tokens_at_death = models.PositiveIntegerField(default=0)
+    run_at_death = models.BigIntegerField(null=True, blank=True, help_text="the last run whose death was counted")
     version = models.PositiveIntegerField(default=0, help_text="grows with every return to the queue")
 
     ended_at = models.DateTimeField(null=True, blank=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from django.db import transaction
-from django.utils import timezone
 
-from chatproject import metrics, statements
+from chatproject import metrics, service_clock, statements
 from chatproject.accounts import quotas
 from chatproject.contract import frames
 from chatproject.contract.errors import Failure, FinishReason
@@ -87,7 +86,7 @@ def _write(row: Generation, folded: Log) -> bool:
     if not usage.completion_tokens and folded.tokens:
         usage = replace(usage, completion_tokens=len(folded.tokens))  # ended by others than its worker
     ended: dict[str, Any] = {
-        "status": end.status, "ended_at": timezone.now(), "answer": folded.text, "reason": end.reason or "",
+        "status": end.status, "ended_at": service_clock.now(), "answer": folded.text, "reason": end.reason or "",
         "code": end.code or "", "message": end.message[:500], "end_seq": folded.end_seq,
         "sha256": frames.answer_sha256(folded.text), "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens, "cached_tokens": usage.cached_tokens,
@@ -100,7 +99,7 @@ def _write(row: Generation, folded: Log) -> bool:
             return False  # Another delivery of this outcome got here first.
         quotas.settle(
             generation_id=row.id, model=row.model, prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens, gpu_seconds=usage.engine_s, now=timezone.now(),
+            completion_tokens=usage.completion_tokens, gpu_seconds=usage.engine_s, now=service_clock.now(),
         )  # fmt: skip
     for name, value in ended.items():
         setattr(row, name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -36,8 +37,15 @@ def request_of(generation: Generation) -> GenerationRequest:
 
 def log_of(generation_id: str) -> Log:
     """Return the folded log; an empty one when there is none. Raises redis.RedisError and ContractError."""
-    entries: Any = redis_client.client().xrange(names.log_key(generation_id))
-    return frames.fold(generation_id, entries)
+    return logs_of([generation_id])[generation_id]
+
+
+def logs_of(generation_ids: Sequence[str]) -> dict[str, Log]:
+    """Return the folded log of each by its id, in one round trip. Raises as `log_of`."""
+    pipe = redis_client.client().pipeline(transaction=False)
+    for id_ in generation_ids:
+        pipe.xrange(names.log_key(id_))
+    return {id_: frames.fold(id_, entries) for id_, entries in zip(generation_ids, pipe.execute(), strict=True)}
 
 
 def models_for(user: User) -> list[ServedModel]:

@@ -12,14 +12,14 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 from django import db
 from django.db.models import F
-from django.utils import timezone
 
-from chatproject import redis_client, sqlite
+from chatproject import redis_client, service_clock, sqlite
 from chatproject.contract import broker, names
 from chatproject.contract.errors import FAILURE_TEXT, ContractError, Failure
 from chatproject.contract.frames import End
@@ -31,7 +31,7 @@ PERIOD_S: Final = 1.0
 LOOKS_APART_S: Final = 2.0
 MAX_ATTEMPTS: Final = 3
 MAX_DEATHS: Final = 8
-BATCH: Final = 2000
+PAGE: Final = 2000
 ROWS_AT_ONCE: Final = 500
 ENDS_EVERY: Final = 4  # looks: so often the logs of those that a worker serves are looked at; it asks for ends itself
 # With so many messages for records in line, asking once more only makes the line longer: each second one for every end
@@ -40,7 +40,7 @@ LONG_LINE: Final = 50
 # The request is read of the few that go back to the queue: with all of them it takes longer than all else here.
 _LOOKED_AT: Final = (
     "user_id", "thread", "model", "lane", "status", "accepted_at", "expires_at", "cancel_requested_at", "attempt",
-    "deaths", "tokens_at_death", "version",
+    "deaths", "tokens_at_death", "run_at_death", "version",
 )  # fmt: skip
 
 
@@ -78,23 +78,35 @@ class Sweeper:
         self._stopped.set()
 
     def sweep(self) -> None:
-        """Look once at every accepted row, of those that a worker serves only at the lease three times in four.
+        """Look once at every accepted row: in few words at those that wait or are served, at all others closely.
 
         Raises one of dispatch.AWAY or a database error.
         """
-        accepted = Generation.objects.filter(status=Status.ACCEPTED).order_by("accepted_at")
-        rows = list(accepted.values_list("id", "model", "cancel_requested_at")[:BATCH])
-        leased = _leased([str(id_) for id_, *_ in rows])
+        looks_at_served = self._num_sweeps % ENDS_EVERY == 0
+        self._num_sweeps += 1
+        models: set[str] = set()
+        leased: dict[str, bool] = {}
+        service_clock.measure(redis_client.client())
+        lost = redis_client.client().smembers(names.LOST_KEY)
+        for rows in _accepted():
+            models |= {row.model for row in rows}
+            leased_here, waiting = _glance(rows)
+            leased |= leased_here
+            now = service_clock.now()
+            close = [
+                row.id
+                for row in rows
+                if row.cancel_requested_at is not None
+                or (looks_at_served if leased[row.key] else row.key not in waiting or now >= row.expires_at)
+                or row.key in self._missing_since
+                or row.key in lost
+            ]
+            for start in range(0, len(close), ROWS_AT_ONCE):
+                self._look_closely(close[start : start + ROWS_AT_ONCE])
         for id_ in [id_ for id_ in self._missing_since if leased.get(id_, True)]:
             del self._missing_since[id_]
-        looks_at_all = self._num_sweeps % ENDS_EVERY == 0
-        self._num_sweeps += 1
-        # Nearly all that run are served by someone who lives: of those one word of Redis is enough.
-        close = [id_ for id_, _, wish in rows if looks_at_all or wish or not leased[str(id_)]]
-        for start in range(0, len(close), ROWS_AT_ONCE):
-            self._look_closely(close[start : start + ROWS_AT_ONCE])
-        if rows:
-            _ring_for_waiting({model for _, model, _ in rows})
+        if models:
+            _ring_for_waiting(models)
 
     def _look_closely(self, ids: Sequence[uuid.UUID]) -> None:
         rows = list(
@@ -121,7 +133,7 @@ class Sweeper:
         if is_leased:
             self._missing_since.pop(id_, None)
             return
-        if timezone.now() >= row.expires_at and not last:
+        if service_clock.now() >= row.expires_at and not last:
             _write_end(row, Failure.EXPIRED)
             return
         if is_waiting:
@@ -135,14 +147,16 @@ class Sweeper:
 
     def _bring_back(self, row: Generation) -> None:
         folded = selectors.log_of(str(row.id))
-        died = folded.run > 0
+        # One that comes back and cannot be queued, because Redis refuses writes, is brought back again: it died once.
+        died = folded.run > 0 and folded.run != row.run_at_death
         attempt, deaths = row.attempt, row.deaths + (1 if died else 0)
         if died:
             # A run that added tokens was no poison: the count of deaths in a row starts over.
             attempt = 1 if len(folded.tokens) > row.tokens_at_death else row.attempt + 1
         moved = Generation.objects.filter(id=row.id, status=Status.ACCEPTED, version=row.version).update(
-            attempt=attempt, deaths=deaths, tokens_at_death=len(folded.tokens), version=F("version") + 1
-        )
+            attempt=attempt, deaths=deaths, tokens_at_death=len(folded.tokens), version=F("version") + 1,
+            run_at_death=folded.run if died else row.run_at_death,
+        )  # fmt: skip
         if moved != 1:
             return  # Another sweeper was first, or it has ended.
         row.attempt, row.deaths = attempt, deaths
@@ -154,10 +168,60 @@ class Sweeper:
         dispatch.enqueue(request)
 
 
-def _leased(ids: Sequence[str]) -> dict[str, bool]:
-    """Return of each whether someone serves it now."""
-    leases: Any = redis_client.client().mget([names.lease_key(id_) for id_ in ids]) if ids else []
-    return {id_: bool(lease) for id_, lease in zip(ids, leases, strict=True)}
+class _Accepted(NamedTuple):
+    """What a glance needs of a row."""
+
+    id: uuid.UUID
+    model: str
+    lane: str
+    accepted_at: datetime
+    expires_at: datetime
+    cancel_requested_at: datetime | None
+
+    @property
+    def key(self) -> str:
+        return str(self.id)
+
+
+def _accepted() -> Iterator[list[_Accepted]]:
+    """Return all accepted rows in pages, the oldest first. What is accepted meanwhile may be missing."""
+    after: _Accepted | None = None
+    while True:
+        rows = Generation.objects.filter(status=Status.ACCEPTED).order_by("accepted_at", "id")
+        if after is not None:
+            rows = rows.filter(accepted_at__gte=after.accepted_at).exclude(
+                accepted_at=after.accepted_at, id__lte=after.id
+            )
+        page = [_Accepted(*row) for row in rows.values_list(*_Accepted._fields)[:PAGE]]
+        if page:
+            yield page
+        if len(page) < PAGE:
+            return
+        after = page[-1]
+
+
+def _glance(rows: Sequence[_Accepted]) -> tuple[dict[str, bool], set[str]]:
+    """Return of each row whether someone serves it, and the ids that wait and have their requests.
+
+    Nearly all others do: of them a few words of Redis are enough. One request that is missing makes all suspect.
+    """
+    queues: dict[str, list[str]] = {}
+    for row in rows:
+        queues.setdefault(names.wait_key(row.model, row.lane), []).append(row.key)
+    pipe = redis_client.client().pipeline(transaction=False)
+    pipe.mget([names.lease_key(row.key) for row in rows])
+    for wait, ids in queues.items():
+        pipe.zmscore(wait, ids)
+    leases, *scores = pipe.execute()
+    leased = {row.key: bool(lease) for row, lease in zip(rows, leases, strict=True)}
+    waiting = {
+        id_
+        for ids, found in zip(queues.values(), scores, strict=True)
+        for id_, score in zip(ids, found, strict=True)
+        if score is not None
+    }
+    requests: Any = redis_client.client().exists(*map(names.request_key, waiting)) if waiting else 0
+    return leased, waiting if requests == len(waiting) else set()
 
 
 def _looks(rows: list[Generation]) -> tuple[Iterable[tuple[bool, bool, str | None, list[Any]]], set[str], int]:

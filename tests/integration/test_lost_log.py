@@ -45,19 +45,40 @@ async def test_what_was_stored_unseen_comes_whole_and_only_the_end_follows(stack
     assert (end["type"], end["seq"], end["sha256"]) == ("finished", 9, hashlib.sha256(ANSWER.encode()).hexdigest())
 
 
+async def test_reader_hears_the_end_that_redis_has_forgotten(stack: Stack, server: redis.Redis) -> None:
+    """Redis began again from a second before the end: the log goes on for ever, and nobody writes it any more."""
+    async with socket(stack, "alice") as alice:
+        generation = await accepted(alice)
+        log(server, generation, "What nobody ")
+        await alice.next("delta")
+        stack.sql(
+            "UPDATE generations_generation SET status='done', reason='stop', answer=?, end_seq=4, sha256=? WHERE id=?",
+            ANSWER, hashlib.sha256(ANSWER.encode()).hexdigest(), uuid.UUID(generation).hex,
+        )  # fmt: skip
+        end = await alice.next("finished")
+        state = next(frame for frame in alice.seen if frame["type"] == "state")
+    assert (state["text"], state["seq"]) == (ANSWER, 3)
+    assert (end["seq"], end["sha256"]) == (4, hashlib.sha256(ANSWER.encode()).hexdigest())
+
+
 async def test_reader_in_the_middle_is_told_that_the_answer_was_deleted(stack: Stack, server: redis.Redis) -> None:
     async with socket(stack, "alice") as alice:
         generation = await accepted(alice)
-        key = names.log_key(generation)
-        server.xadd(key, {"k": "start"}, id="1-0")
-        for seq, kind, text in ((1, "started", ""), (2, "delta", "Half")):
-            frame = Frame(generation_id=generation, run=1, seq=seq, kind=kind, text=text)  # type: ignore[arg-type]
-            server.xadd(key, frame.entry(), id=f"1-{seq}")  # type: ignore[arg-type]
+        log(server, generation, "Half")
         await alice.next("delta")
         stack.sql("DELETE FROM generations_generation WHERE id=?", uuid.UUID(generation).hex)
-        server.delete(key)
+        server.delete(names.log_key(generation))
         end = await alice.next("finished", "failed")
     assert (end["type"], end["reason"], end["seq"]) == ("finished", "cancelled", 3)
+
+
+def log(server: redis.Redis, generation: str, text: str) -> None:
+    """Write the log of a run that has shown this."""
+    key = names.log_key(generation)
+    server.xadd(key, {"k": "start"}, id="1-0")
+    for seq, kind, shown in ((1, "started", ""), (2, "delta", text)):
+        frame = Frame(generation_id=generation, run=1, seq=seq, kind=kind, text=shown)  # type: ignore[arg-type]
+        server.xadd(key, frame.entry(), id=f"1-{seq}")  # type: ignore[arg-type]
 
 
 async def accepted(client: Client) -> str:

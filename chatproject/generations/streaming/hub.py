@@ -20,7 +20,7 @@ import redis
 from channels.layers import get_channel_layer
 from django import db
 
-from chatproject import redis_client, remembered
+from chatproject import redis_client, remembered, service_clock
 from chatproject.batched import Batched
 from chatproject.contract import frames as wire
 from chatproject.contract import names
@@ -56,8 +56,8 @@ class Stream:
     """One generation that somebody in this process reads."""
 
     __slots__ = (
-        "heard_at", "id", "is_reading", "looked_at", "news", "num_resuming", "readers", "rows_at", "thread",
-        "wants_log", "was_accepted",
+        "heard_at", "id", "is_reading", "log_seq", "looked_at", "news", "num_resuming", "readers", "rows_at",
+        "thread", "wants_log", "was_accepted",
     )  # fmt: skip
 
     def __init__(self, generation_id: str, now: float) -> None:
@@ -67,6 +67,7 @@ class Stream:
         self.heard_at = now  # a frame, or a log read
         self.looked_at = 0.0
         self.rows_at = 0.0
+        self.log_seq = 0  # of the last frame when the log was last read
         self.is_reading = False
         self.wants_log = False
         self.was_accepted = False  # its row or its log was seen
@@ -94,7 +95,7 @@ class Hub:
         self._redis = redis_client.make_async_client()
         self._layer: Any = get_channel_layer()
         self._started = asyncio.Lock()
-        self._is_refreshing = False
+        self._is_refreshing = self._is_saying_queue = False
         self.replacements = 0  # readers whose text had to be replaced
 
     async def start(self) -> None:
@@ -256,8 +257,10 @@ class Hub:
             return folded, True
         now = time.monotonic()
         stream.was_accepted |= folded.run > 0
-        if folded.frames and folded.end is None:
+        stands_still, stream.log_seq = folded.seq == stream.log_seq, folded.seq
+        if folded.frames and folded.end is None and not stands_still:
             return folded, False
+        # One that stands still may have ended: Redis began again from before its end was written.
         if now - stream.rows_at < DATABASE_LOOK_S:
             return folded, False
         stream.rows_at = now
@@ -369,6 +372,7 @@ class Hub:
                 self._spawn(self._refresh_remembered())
             try:
                 if now - renewed_at >= WATCH_RENEW_S:
+                    await self._measure_clock()
                     await self._renew_watches()
                     renewed_at = now
                 await self._look_at_silent(now)
@@ -396,27 +400,41 @@ class Hub:
         ]
         for stream in silent:
             stream.looked_at = now
-        waiting = [stream for stream in silent if not stream.is_started]
-        await self._say_queue(waiting)
         for stream in silent:
             if stream.is_started:
                 self._spawn(self._watch_late(stream))
             self._ask_log(stream)
+        waiting = [stream for stream in silent if not stream.is_started]
+        if waiting and not self._is_saying_queue:
+            self._is_saying_queue = True
+            self._spawn(self._say_queue(waiting))
 
     async def _say_queue(self, waiting: Sequence[Stream]) -> None:
-        if not waiting:
-            return
-        for stream in waiting:
-            if not stream.news.is_known:
-                row = await self._rows.get(stream.id)
-                if row is not None:
-                    stream.news.learn(row)
+        """Tell the places of those that wait. A database or Redis that hangs holds up nothing else."""
+        try:
+            await self._tell_places(waiting)
+        except (*_AWAY, db.Error) as error:
+            log.warning("the places in the queue are not told: %r", error)
+        finally:
+            self._is_saying_queue = False
+
+    async def _tell_places(self, waiting: Sequence[Stream]) -> None:
+        unknown = [stream for stream in waiting if not stream.news.is_known]
+        rows = await asyncio.gather(*(self._rows.get(stream.id) for stream in unknown))
+        for stream, row in zip(unknown, rows, strict=True):
+            if row is not None:
+                stream.news.learn(row)
         told = await QueueNews.read(self._redis, [stream.news for stream in waiting if stream.news.is_known])
         for stream in waiting:
             queued = told.get(stream.id)
             if queued is not None and not stream.is_started:
                 for reader in list(stream.readers):
                     reader.on_queued(queued)
+
+    async def _measure_clock(self) -> None:
+        asked_at = time.monotonic()
+        answer = await self._redis.time()
+        service_clock.learn(answer, took_s=time.monotonic() - asked_at)
 
     async def _renew_watches(self) -> None:
         await self._keep_watching([*map(names.watch_key, self._streams), *map(user_watch_key, self._users)])
@@ -494,5 +512,5 @@ def _state(
     return State(generation_id=stream.id, thread=stream.thread, status=status, seq=seq, text=text)
 
 
-def _expiry_ms() -> float:
-    return time.time() * 1000 + names.WATCH_MS
+def _expiry_ms() -> int:
+    return service_clock.now_ms() + names.WATCH_MS

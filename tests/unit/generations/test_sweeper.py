@@ -146,6 +146,46 @@ def begin(store: Store, generation: Generation, slot: str) -> Claim:
     return claim
 
 
+def test_who_came_last_of_many_is_looked_at_too(draft, sweeper, clock, server, monkeypatch) -> None:
+    monkeypatch.setattr("chatproject.generations.sweeper.PAGE", 3)
+    rows = sorted((admission.accept(draft()).generation for _ in range(8)), key=lambda row: row.id)
+    Generation.objects.update(accepted_at=timezone.now())  # pages go on within one moment
+    for generation in rows[:-1]:
+        scripts.enqueue(selectors.request_of(generation))
+    look(sweeper, clock)
+    assert set(waiting(server)) == {str(generation.id) for generation in rows}
+
+
+def test_of_thousands_that_wait_little_is_asked(draft, sweeper, clock, server) -> None:
+    for _ in range(30):
+        scripts.enqueue(selectors.request_of(admission.accept(draft()).generation))
+    before = server.info("stats")["total_commands_processed"]
+    look(sweeper, clock, times=ENDS_EVERY)
+    rings = sum(map(server.llen, broker.redis_lists(names.generate_queue("demo"))))
+    assert server.info("stats")["total_commands_processed"] - before < 30 * ENDS_EVERY + rings
+
+
+def test_a_death_is_counted_once_however_often_redis_refuses_the_queue(draft, sweeper, clock, server, store) -> None:
+    generation = admission.accept(draft()).generation
+    scripts.enqueue(selectors.request_of(generation))
+    run_and_die(store, server, generation, tokens=0)
+    server.config_set("min-replicas-to-write", 1)
+    try:
+        for _ in range(20):
+            try:
+                sweeper.sweep()
+            except redis.RedisError:
+                sweeper._missing_since.clear()  # what run() does
+            clock.now += 1.0
+    finally:
+        server.config_set("min-replicas-to-write", 0)
+    assert Generation.objects.get().version > 1
+    look(sweeper, clock)
+    row = Generation.objects.get()
+    assert (row.deaths, row.attempt) == (1, 2)
+    assert waiting(server) == [str(generation.id)]
+
+
 def test_what_a_supervisor_saw_die_is_brought_back_at_the_first_look(draft, clock, server, store, redis_here) -> None:
     mine, other = admission.accept(draft()).generation, admission.accept(draft()).generation
     for generation, slot in ((mine, "w1"), (other, "w2")):

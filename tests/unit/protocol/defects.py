@@ -10,11 +10,13 @@ import pytest
 from chatproject.accounts import quotas
 from chatproject.contract.frames import Frame
 from chatproject.generations import records, sweeper
+from chatproject.generations.models import Generation
 from chatproject.generations.streaming.cursor import Cursor, Verdict
 from tests.unit.protocol import faults
 from tests.unit.protocol.history import Fault, History
 from workers.generation import ActiveGeneration
 from workers.publisher import Publisher
+from workers.store import Store
 
 Plant = Callable[[pytest.MonkeyPatch, list[History]], None]
 
@@ -97,6 +99,22 @@ def settle_outside_the_transaction(patch: pytest.MonkeyPatch, now: list[History]
     patch.setattr(records.quotas, "settle", later)
 
 
+def count_a_death_at_every_return(patch: pytest.MonkeyPatch, now: list[History]) -> None:
+    """Whoever cannot be queued, because Redis refuses it, has died once more each time."""
+    bring_back = sweeper.Sweeper._bring_back
+
+    def forget_and_bring_back(self: sweeper.Sweeper, row: Generation) -> None:
+        row.run_at_death = None
+        bring_back(self, row)
+
+    patch.setattr(sweeper.Sweeper, "_bring_back", forget_and_bring_back)
+
+
+def claim_before_others_renew(patch: pytest.MonkeyPatch, now: list[History]) -> None:
+    """What a Redis that began again takes for waiting is claimed at once."""
+    patch.setattr(Store, "is_settled", lambda self: True)
+
+
 # Each with the faults that bring it to light (fewer faults, fewer histories) and what must be seen.
 PLANTED: dict[Plant, tuple[list[Fault], set[str]]] = {
     no_sweep: ([faults.kill_worker, faults.redis_loses_all], {"lost"}),
@@ -105,5 +123,7 @@ PLANTED: dict[Plant, tuple[list[Fault], set[str]]] = {
     no_restore: ([faults.redis_loses_all], {"replaced without cause", "lost", "error"}),
     forget_at_the_end: ([faults.redis_loses_all, faults.lose_outcomes], {"replaced without cause"}),
     no_gap_check: ([faults.lose_tickets], {"shown out of order"}),
+    count_a_death_at_every_return: ([faults.redis_refuses_writes, faults.kill_worker], {"failed though harmless"}),
+    claim_before_others_renew: ([faults.redis_goes_back], {"replaced without cause"}),
     settle_outside_the_transaction: ([faults.kill_records], {"not charged once"}),
 }

@@ -54,6 +54,11 @@ def redis_away(history: History) -> None:
     history.redis.faults.away_until = history.world.now + history.random.uniform(0.3, 7)
 
 
+def redis_refuses_writes(history: History) -> None:
+    """Its disk or its memory is full: leases run out unseen, and whoever is brought back cannot be queued."""
+    history.redis.faults.refuses_until = history.world.now + history.random.uniform(1, 15)
+
+
 def redis_loses_answers(history: History) -> None:
     """Written, but the writer does not know: what is tried again must not be done twice."""
     history.redis.faults.deaf_until = history.world.now + history.random.uniform(0.3, 2)
@@ -110,5 +115,6 @@ def _records_again(history: History, process: object) -> None:
 
 ALL: list[Fault] = [
     kill_worker, kill_worker_at_a_step, stop_worker, drain_worker, kill_records, kill_records_at_a_step, redis_away,
-    redis_loses_answers, redis_loses_all, redis_goes_back, lose_tickets, lose_outcomes, repeat_tickets, cancel_one,
+    redis_refuses_writes, redis_loses_answers, redis_loses_all, redis_goes_back, lose_tickets, lose_outcomes,
+    repeat_tickets, cancel_one,
 ]  # fmt: skip

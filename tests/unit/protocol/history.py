@@ -18,6 +18,7 @@ from django.db import connection
 
 import workers.leases
 import workers.publisher
+import workers.store
 from chatproject import redis_client
 from chatproject.accounts.models import DailyUse, Reservation, UsageRecord, User
 from chatproject.contract import broker, frames, names
@@ -231,7 +232,7 @@ class History:
         patch.setattr(redis_client, "client", lambda: client)
         patch.setattr(redis_client, "posting", lambda: SimpleNamespace(is_ready=True, send=self._post, open=_ignore))
         scripts._bound.cache_clear()
-        for module in (workers.publisher, workers.leases):
+        for module in (workers.publisher, workers.leases, workers.store):
             patch.setattr(module, "time", SimpleNamespace(monotonic=self.world.monotonic))
         patch.setattr(dispatch, "_threads", SimpleNamespace(submit=self._submit))
         patch.setattr(dispatch, "app", SimpleNamespace(send_task=self._send_task))

@@ -28,7 +28,7 @@ class Reader:
         self.cursor = Cursor()
         self.text = ""
         self.status = ""
-        self.seq = 0
+        self.seq = self.log_seq = 0
         self.replacements = 0
         self.violations: set[str] = set()
         self.started_at: float | None = None
@@ -64,7 +64,8 @@ class Reader:
     def _read_log(self) -> None:
         folded = selectors.log_of(self.id)
         with_end = folded.is_stored and folded.end is not None
-        if not folded.frames or folded.end is not None:
+        stands_still, self.log_seq = folded.seq == self.log_seq, folded.seq
+        if stands_still or not folded.frames or folded.end is not None:
             row = Generation.objects.get(id=self.id)
             if row.is_terminal and not with_end:
                 self.replacements += not row.answer.startswith(self.text)

@@ -17,10 +17,15 @@ from redis.commands.core import Script
 from tests.unit.protocol.world import Killed, World
 
 _NOW, _EXPIRY, _SENT = "virtual:now", "virtual:expiry", "virtual:sent"
+_WRITES = ("SET", "DEL", "LPUSH", "RPOP", "SADD", "SREM", "ZADD", "ZREM", "ZREMRANGEBYSCORE",
+           "ZINCRBY", "HSET", "HDEL", "HINCRBYFLOAT", "XADD", "PEXPIRE")  # fmt: skip
+_REFUSED = "MISCONF Redis is configured to save, and cannot: commands that may modify are disabled"
 _SHIM = """
 local real, now_ms = redis, tonumber(redis.call('GET', 'virtual:now'))
+local refuses, writes = redis.call('EXISTS', 'virtual:refusing') == 1, 'WRITES'
 local redis = {call = function(command, ...)
   local args = {...}
+  if refuses and string.find(writes, ' ' .. command .. ' ', 1, true) then error({err = 'REFUSED'}) end
   if command == 'TIME' then return {math.floor(now_ms / 1000), (now_ms % 1000) * 1000} end
   if command == 'PEXPIRE' then return 1 end
   if command == 'PUBLISH' then return real.call('RPUSH', 'virtual:sent', args[1], args[2]) end
@@ -31,9 +36,10 @@ local redis = {call = function(command, ...)
   return real.call(command, ...)
 end}
 redis.pcall = redis.call
-"""
+""".replace("WRITES", f" {' '.join(_WRITES)} ").replace("REFUSED", _REFUSED)
 _TICK = """
 redis.call('SET', 'virtual:now', ARGV[1])
+if ARGV[2] == '1' then redis.call('SET', 'virtual:refusing', '1') else redis.call('DEL', 'virtual:refusing') end
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', 'virtual:expiry', '-inf', ARGV[1])) do redis.call('DEL', key) end
 redis.call('ZREMRANGEBYSCORE', 'virtual:expiry', '-inf', ARGV[1])
 """
@@ -46,6 +52,7 @@ class VirtualRedis(redis.Redis):
     faults: Faults
     raw: redis.Redis  # past all faults, for those who look from outside
     hear: Callable[[str, str], None]  # takes what scripts publish: channel, message
+    cut_at = float("-inf")  # when its connections last ended, as the workers' own client knows it
 
     @classmethod
     def make(cls, url: str, world: World) -> VirtualRedis:
@@ -73,6 +80,9 @@ class VirtualRedis(redis.Redis):
 
     # --- what becomes of the server
 
+    def look_for_cut(self) -> None:
+        """Do nothing: whoever cuts says so."""
+
     def snapshot(self) -> list[tuple[str, bytes]]:
         """Return all that it holds."""
         with redis.Redis(connection_pool=redis.ConnectionPool.from_url(self._url)) as client:
@@ -84,6 +94,7 @@ class VirtualRedis(redis.Redis):
 
     def go_back(self, snapshot: list[tuple[str, bytes]]) -> None:
         """Hold what it held then, and nothing else."""
+        self.cut_at = self.world.monotonic()
         with redis.Redis(connection_pool=redis.ConnectionPool.from_url(self._url)) as client:
             pipe = client.pipeline(transaction=False)
             pipe.flushall()
@@ -102,6 +113,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.away_until = 0.0
+        self.refuses_until = 0.0  # commands that may write: its disk or its memory is full
         self.deaf_until = 0.0  # commands arrive; one answer in three does not
 
 
@@ -140,10 +152,20 @@ class VirtualPipeline(Pipeline):
         return answers
 
     def _now(self, raise_on_error: bool) -> list[Any]:
-        tick = (("EVALSHA", self.owner.tick, 0, self.owner.world.now_ms), {})
-        self.command_stack.insert(0, tick)
-        self.command_stack += [(("LRANGE", _SENT, 0, -1), {}), (("DEL", _SENT), {})]
+        world, refuses = self.owner.world, self.owner.faults.refuses_until > self.owner.world.now
+        refused = [refuses and command[0][0] in _WRITES for command in self.command_stack]
+        commands = [
+            (("ECHO", ""), {}) if is_refused else command
+            for command, is_refused in zip(self.command_stack, refused, strict=True)
+        ]
+        tick = (("EVALSHA", self.owner.tick, 0, world.now_ms, int(refuses)), {})
+        self.command_stack = [tick, *commands, (("LRANGE", _SENT, 0, -1), {}), (("DEL", _SENT), {})]
         _, *answers, sent, _ = super().execute(raise_on_error=raise_on_error)
         for channel, message in zip(sent[::2], sent[1::2], strict=True):
             self.owner.hear(channel, message)
-        return answers
+        if raise_on_error and any(refused):
+            raise redis.ResponseError(_REFUSED)
+        return [
+            redis.ResponseError(_REFUSED) if is_refused else answer
+            for answer, is_refused in zip(answers, refused, strict=True)
+        ]
