@@ -1,7 +1,7 @@
 """Keep this worker's leases and its word about itself alive: one pipeline per second, apart from the engine's thread.
 
-A step that takes long must not cost a lease, and an engine that hangs must not look alive: the status carries its step
-counter.
+A step that takes long must not cost a lease. What hangs must not keep one: the engine has a watchdog of its own, the
+publisher is watched here, and either ends the process. The status carries the engine's step counter.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any, Final
 
 from chatproject.contract import names
 from chatproject.contract.messages import ModelStatus, WorkerStatus
+from workers.errors import FatalEngineError
 from workers.publisher import Publisher
 from workers.store import AWAY, Store
 
 log = logging.getLogger(__name__)
 PERIOD_S: Final = 1.0
 AGAIN_S: Final = 0.1  # after a failure: others claim what has no lease soon after Redis is back
+HANG_S: Final = 60.0  # of the publisher, whose turns take seconds when Redis answers late
 PRUNE_EVERY: Final = 60  # renewals
 
 
@@ -33,11 +35,15 @@ class Leases:
         publisher: Publisher,
         worker_status: Callable[[], WorkerStatus],
         model_status: Callable[[], ModelStatus | None],
+        on_fatal: Callable[[BaseException], None],
+        hang_s: float = HANG_S,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._worker_status = worker_status
         self._model_status = model_status
+        self._on_fatal, self._hang_s = on_fatal, hang_s
+        self._is_served_since: float | None = None  # with generations, without a break
         self._renewals = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
@@ -78,6 +84,7 @@ class Leases:
     def renew(self) -> None:
         """Renew once, and say how the worker is. Raises one of AWAY."""
         leases, asked_at = self._publisher.leases(), time.monotonic()
+        self._watch(bool(leases), asked_at)
         answers = self._store.renew(leases)
         if answers:
             said = ((id_, lease.run, answer) for (id_, lease), answer in zip(leases, answers, strict=True))
@@ -93,6 +100,15 @@ class Leases:
         if self._renewals % PRUNE_EVERY == 0:
             self._prune()
         self._renewals += 1
+
+    def _watch(self, has_leases: bool, now: float) -> None:
+        """End the process whose publisher hangs: nobody sees its tokens, and nobody else may go on."""
+        if not has_leases:
+            self._is_served_since = None
+            return
+        self._is_served_since = self._is_served_since or now
+        if min(self._publisher.stood_still_s(), now - self._is_served_since) > self._hang_s:
+            self._on_fatal(FatalEngineError(f"Nothing was published for more than {self._hang_s:g} s."))
 
     def _prune(self) -> None:
         """Take slots that are gone off the list. One that was only slow puts itself back within a second."""

@@ -72,6 +72,7 @@ class Publisher:
         self._handing_back: dict[str, ActiveGeneration] = {}
         self._words: SimpleQueue[Callable[[], None]] = SimpleQueue()  # to be said in the thread
         self._retry_at = self._next_at = 0.0
+        self._turned_at = time.monotonic()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
@@ -113,6 +114,10 @@ class Publisher:
         """Return the lease of every generation not stored yet."""
         return [(active.id, active.claim.lease) for active in list(self._active.values())]
 
+    def stood_still_s(self) -> float:
+        """Return for how long its thread has done nothing. While it has generations, renewals are told each second."""
+        return time.monotonic() - self._turned_at
+
     def is_settled(self) -> bool:
         """Whether nothing is left to write, to hand back or to store."""
         return not self._handing_back and not self._outputs and not self._begun and not self._active
@@ -125,6 +130,7 @@ class Publisher:
     def _run(self) -> None:
         while True:
             self._hear(max(0.0, self._next_at - time.monotonic()))
+            self._turned_at = time.monotonic()
             try:
                 self._turn()
             except Exception:

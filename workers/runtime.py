@@ -56,7 +56,7 @@ class Runtime:
         self._publisher = Publisher(redis_url=config.redis_url, flush_ms=config.flush_ms, outside=self)
         self._leases = Leases(
             store=Store(config.redis_url), publisher=self._publisher, worker_status=self.worker_status,
-            model_status=self.model_status,
+            model_status=self.model_status, on_fatal=self._fatal,
         )  # fmt: skip
         self._control = ControlListener(redis_url=config.redis_url, slot=config.slot, heard=self._hear)
         self._serving: Serving | None = None

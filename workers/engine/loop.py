@@ -44,7 +44,7 @@ class EngineLoop:
         self._dropped: set[str] = set()  # dropped, and the engine has not heard it yet
         self._is_stopping = False
         self._stopped = threading.Event()
-        self._step_began_s: float | None = None  # monotonic; None between steps
+        self._step_began_s: float | None = None  # monotonic, with what is heard before it; None while it rests
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
 
@@ -103,8 +103,8 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while not self._is_stopping:
-                self._hear()
                 self._step_began_s = time.monotonic()
+                self._hear()
                 did_work = self._engine.step()
                 self._step_began_s = None
                 if not did_work:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from tests.unit.engine.harness import Record, alone, request
+from workers.engine.engine import Engine
 from workers.engine.interfaces import Row, RowResult, StepOutput
 from workers.engine.loop import EngineLoop
 from workers.errors import FatalEngineError, RequestRejected
@@ -168,6 +169,16 @@ def test_a_step_that_hangs_is_said(make: Callable[..., tuple]) -> None:
     assert fatal.was_called.wait(WAIT_S)
     assert isinstance(fatal.errors[0], FatalEngineError)
     assert len(fatal.errors) == 1
+
+
+def test_an_engine_that_hangs_before_its_step_is_said(make: Callable[..., tuple], monkeypatch) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(Engine, "add", lambda self, request: goes_on.wait(WAIT_S))
+    loop, _, fatal = make(FakeRunner(step_ms=0), hang_s=0.05)
+    loop.submit(request("a", PROMPT, 1))
+    is_said = fatal.was_called.wait(WAIT_S)
+    goes_on.set()
+    assert is_said
 
 
 def test_an_engine_without_work_does_not_count_as_hanging(make: Callable[..., tuple]) -> None:

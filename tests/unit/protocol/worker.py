@@ -80,9 +80,16 @@ class Worker:
         self.words = Words()
         self.publisher = history.publisher(self)
         self._leases = Leases(
-            store=self.store, publisher=self.publisher, worker_status=self._status, model_status=lambda: None
+            store=self.store,
+            publisher=self.publisher,
+            worker_status=self._status,
+            model_status=lambda: None,
+            on_fatal=self._fatal,
         )
         self._leases._stopped = Event(self.world)  # type: ignore[assignment]
+
+    def _fatal(self, error: BaseException) -> None:
+        raise AssertionError(error)
 
     def start(self) -> None:
         for run in (self._take_tickets, self._compute, self._publish, self._leases._run):
@@ -140,6 +147,7 @@ class Worker:
     def _publish(self) -> None:
         while True:
             self.words.hear()
+            self.publisher._turned_at = self.world.monotonic()
             self.publisher._turn()
             self.world.sleep(self.world.random.uniform(0.02, 0.08))
 
@@ -193,6 +201,6 @@ def make_publisher(history: History, worker: Worker) -> Publisher:
     vars(publisher).update(
         _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(),
         _outputs=deque(), _handing_back={}, _words=worker.words, _retry_at=0.0,
-        _next_at=0.0, _is_stopping=False, _thread=None,
+        _next_at=0.0, _turned_at=worker.world.monotonic(), _is_stopping=False, _thread=None,
     )  # fmt: skip
     return publisher

@@ -24,6 +24,10 @@ class NoGenerations:
         return []
 
 
+def never(error: BaseException) -> None:
+    raise AssertionError(error)
+
+
 def leases_of(slot: str, redis_url: str) -> Leases:
     status = WorkerStatus(
         slot=slot, boot="b", model="demo", state="ready", slots=4, running=1, steps=7, rows_per_step=1.5
@@ -34,7 +38,7 @@ def leases_of(slot: str, redis_url: str) -> Leases:
 
     return Leases(
         store=Store(redis_url), publisher=cast(Publisher, NoGenerations()), worker_status=lambda: status,
-        model_status=model_status,
+        model_status=model_status, on_fatal=never,
     )  # fmt: skip
 
 

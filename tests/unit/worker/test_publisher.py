@@ -16,11 +16,12 @@ import redis
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from chatproject.contract import broker, frames, names, scripts
-from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn
+from chatproject.contract.messages import GenerationRequest, SamplingParams, Turn, WorkerStatus
 from chatproject.contract.names import Lane
 from tests.servers import free_port, redis_server
 from workers.engine.interfaces import Finish, StepOutput
 from workers.generation import ActiveGeneration
+from workers.leases import Leases
 from workers.publisher import ALONG, AT_ONCE, Publisher
 from workers.store import Claim, Store
 
@@ -98,6 +99,14 @@ class Bench:
         asked_at, answers = time.monotonic(), self.store.renew(leases)
         said = ((id_, lease.run, each) for (id_, lease), each in zip(leases, answers, strict=True))
         self.publisher.on_renewals(said, asked_at=asked_at)
+
+
+def leases_of(bench: Bench, errors: list[BaseException]) -> Leases:
+    status = WorkerStatus(slot="w", boot="b", model="demo", state="ready", slots=4, running=1, steps=7, rows_per_step=1)
+    return Leases(
+        store=bench.store, publisher=bench.publisher, worker_status=lambda: status, model_status=lambda: None,
+        on_fatal=errors.append, hang_s=0.2,
+    )  # fmt: skip
 
 
 def eventually(is_so: Callable[[], bool], timeout_s: float = 8.0) -> None:
@@ -408,3 +417,21 @@ def test_an_output_that_is_taken_while_it_is_given_is_told() -> None:
     publisher._outputs, publisher._words = Taken(), SimpleQueue()
     publisher.on_step([])
     assert not publisher._words.empty()
+
+
+def test_a_publisher_that_hangs_ends_its_process_and_one_without_work_does_not(bench: Bench) -> None:
+    errors: list[BaseException] = []
+    leases, goes_on = leases_of(bench, errors), threading.Event()
+    time.sleep(0.3)  # longer than it may hang: there is nothing to publish
+    bench.begin()
+    eventually(lambda: bool(bench.publisher.leases()))
+    for _ in range(5):
+        leases.renew()
+        time.sleep(0.1)
+    assert errors == []
+    bench.publisher._call(goes_on.wait, 8.0)
+    for _ in range(5):
+        leases.renew()
+        time.sleep(0.1)
+    goes_on.set()
+    assert errors
