@@ -41,7 +41,6 @@ FLOOD_OR_SUBPROTOCOL: Final = 4400
 SERVER_ERROR: Final = 1011
 NOT_SIGNED_IN: Final = identity.NOT_SIGNED_IN
 TOO_SLOW: Final = 4408
-TOO_MANY: Final = 4429
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +264,13 @@ class ChatConsumer(AsyncConsumer):
     async def _identify(self, scope: dict[str, Any]) -> bool:
         try:
             self.identity = await get_presence().identify(scope)
+            get_presence().join(self)
         except Unwelcome as unwelcome:
             self.close(unwelcome.code)
             return False
         except Exception:
             log.exception("a socket could not be identified")
             self.close(SERVER_ERROR)
-            return False
-        if not get_presence().join(self):
-            self.close(TOO_MANY)
             return False
         return True
 

@@ -28,6 +28,7 @@ LOOK_S: Final = 2.0
 DRAIN_S: Final = 1.5  # closings are spread over this, so that not everyone comes back at once
 MAX_SOCKETS_PER_USER: Final = 200
 RESTARTING: Final = 1012
+TOO_MANY: Final = 4429
 _THREADS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chat-orm")
 
 
@@ -77,6 +78,7 @@ class Presence:
 
     async def identify(self, scope: Mapping[str, Any]) -> Identity:
         """Return who knocks. Raises Unwelcome, and django.db.Error when the database does not answer."""
+        self._refuse_if_draining()
         shown = identities.present(scope)
         if isinstance(shown, Identity):
             return shown
@@ -85,16 +87,16 @@ class Presence:
             raise found or Unwelcome(identities.NOT_SIGNED_IN, "Sign in again.")
         return found
 
-    def join(self, socket: OpenSocket) -> bool:
-        """Count a socket in; False when its user has as many as one may have, or the process is about to end."""
+    def join(self, socket: OpenSocket) -> None:
+        """Count a socket in. Raises Unwelcome when its user has as many as one may have, or the process is to end."""
+        self._refuse_if_draining()
         user_id = socket.identity.user_id
-        if self._is_draining or self._per_user[user_id] >= MAX_SOCKETS_PER_USER:
-            return False
+        if self._per_user[user_id] >= MAX_SOCKETS_PER_USER:
+            raise Unwelcome(TOO_MANY, "Too many sockets are open. Close some.")
         self._per_user[user_id] += 1
         self._sockets.add(socket)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._watch())
-        return True
 
     def leave(self, socket: OpenSocket) -> None:
         """Count a socket out; nothing happens when it was not in."""
@@ -138,6 +140,11 @@ class Presence:
             loop.call_soon_threadsafe(lambda: asyncio.ensure_future(drain_then_end()))
 
         signal.signal(signal.SIGTERM, on_signal)
+
+    def _refuse_if_draining(self) -> None:
+        # The process still listens, and who was sent away comes back at once: not as one who opens too many.
+        if self._is_draining:
+            raise Unwelcome(RESTARTING, "This process ends. Come back in a moment.")
 
     async def _watch(self) -> None:
         while self._sockets:

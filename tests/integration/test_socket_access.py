@@ -201,6 +201,28 @@ async def test_restart_says_1012_to_every_socket(stack: Stack) -> None:
     stack.wait_for_web()
 
 
+async def test_who_comes_back_while_the_process_ends_is_told_so_and_not_to_wait(stack: Stack) -> None:
+    """Sockets are closed over a while, and the process still listens: 4429 would keep the page away for 10 s."""
+    codes: list[int | None] = []
+    while not codes:  # the process may be gone before anybody is back
+        async with AsyncExitStack() as open_:
+            clients = [await open_.enter_async_context(socket(stack, "alice")) for _ in range(10)]
+            for client in clients:
+                await client.say(type="nothing")
+                await client.next("error")
+            stack.processes["web"].terminate()
+            assert await clients[0].closed() == 1012
+            with contextlib.suppress(OSError, websockets.InvalidHandshake, websockets.ConnectionClosed):
+                while len(codes) < 30:
+                    code = await code_of(stack, "alice")
+                    if code is not None:  # None: the process ended meanwhile
+                        codes.append(code)
+        assert await asyncio.to_thread(stack.processes["web"].wait, 15) == 0
+        stack.start("web")
+        stack.wait_for_web()
+    assert set(codes) == {1012}
+
+
 async def test_message_is_accepted_while_redis_is_away(stack: Stack) -> None:
     stack.stop("web")
     stack.start("web", REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
