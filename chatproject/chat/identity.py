@@ -1,4 +1,4 @@
-"""Who is at the other end of a chat socket, and whether they still are: session cookie, API key or ticket.
+"""Who is at the other end of a chat socket: session cookie, API key or ticket. Whether they may stay is for `rights`.
 
 A cookie comes by itself from any page, so it counts only with an Origin of ours; a key or a ticket proves itself.
 Works on the ASGI scope and the database, in a thread; knows no socket.
@@ -89,39 +89,6 @@ def identify_all(credentials: Collection[Credential]) -> dict[Credential, Identi
         else _of_session(credential.secret, *sessions.get(credential.secret, (None, None)))
         for credential in credentials
     }
-
-
-def lost(identities: Collection[Identity]) -> dict[Identity, int]:
-    """Return those who are no longer welcome, with the close code. Three queries at most, for any number of them."""
-    users = {
-        str(user_id): (is_active, password)
-        for user_id, is_active, password in User.objects.filter(
-            id__in={identity.user_id for identity in identities}
-        ).values_list("id", "is_active", "password")
-    }
-    session_keys = {identity.session_key for identity in identities if identity.session_key}
-    sessions = set(
-        Session.objects.filter(session_key__in=session_keys, expire_date__gt=timezone.now()).values_list(
-            "session_key", flat=True
-        )
-        if session_keys
-        else ()
-    )
-    key_ids = {identity.key_id for identity in identities if identity.key_id}
-    valid = set(ApiKey.objects.filter(id__in=key_ids, revoked_at=None).values_list("id", flat=True) if key_ids else ())
-    gone: dict[Identity, int] = {}
-    for identity in identities:
-        is_active, password = users.get(identity.user_id, (None, ""))
-        if is_active is False:
-            gone[identity] = MAY_NOT_CHAT
-        elif (
-            is_active is None
-            or (identity.session_key and identity.session_key not in sessions)
-            or (identity.key_id and identity.key_id not in valid)
-            or (identity.stamp and identity.stamp != tickets.stamp_of(password))
-        ):
-            gone[identity] = NOT_SIGNED_IN
-    return gone
 
 
 def is_origin_ours(origin: str, host: str) -> bool:

@@ -1,7 +1,7 @@
 """The open chat sockets of this process: whose they are, whether they are still welcome, and how they end.
 
-One look every two seconds asks for all users at once, so ten thousand idle sockets cost three queries. Belongs to the
-event loop; knows sockets only as something with an identity that can be closed.
+A look asks for all of them at once, in one statement. Belongs to the event loop; knows sockets only as something with
+an identity that can be closed.
 """
 
 from __future__ import annotations
@@ -14,29 +14,34 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, Final, Protocol
 
 from chatproject.batched import Batched
 from chatproject.chat import identity as identities
 from chatproject.chat.identity import Identity, Unwelcome
+from chatproject.chat.rights import Rights
 from chatproject.kept_connection import kept
 
 log = logging.getLogger(__name__)
-LOOK_S: Final = 2.0
+# Whoever may not stay is cut within 2 s: this, and two looks, as the first may just have missed it.
+LOOK_S: Final = 0.5
 DRAIN_S: Final = 1.5  # closings are spread over this, so that not everyone comes back at once
 MAX_SOCKETS_PER_USER: Final = 200
 RESTARTING: Final = 1012
 TOO_MANY: Final = 4429
 _THREADS: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chat-orm")
+# Those eight may all wait for a lock; who was switched off must not stay for it.
+_LOOKING: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chat-look")
 
 
-def in_thread(work: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+def in_thread(work: Callable[..., Any], threads: Executor = _THREADS) -> Callable[..., Awaitable[Any]]:
     """Return ``work`` as a coroutine function that runs in one of this process's database threads."""
 
     async def run(*args: Any, **fields: Any) -> Any:
-        return await begin_in_thread(work, *args, **fields)
+        call = functools.partial(_with_database, work, args, fields)
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
 
     return run
 
@@ -67,11 +72,11 @@ class OpenSocket(Protocol):
 class Presence:
     """All sockets of one process. Every method belongs to its event loop."""
 
-    def __init__(self, lost: Callable[[Collection[Identity]], dict[Identity, int]] = identities.lost) -> None:
-        self._lost = in_thread(lost)
+    def __init__(self, lost: Callable[[Collection[Identity]], dict[Identity, int]] | None = None) -> None:
+        self._lost = in_thread(lost or Rights().lost, _LOOKING)
         # When another web process dies, all of its sockets come here in one moment.
         self._credentials = Batched(in_thread(identities.identify_all))
-        self._sockets: set[OpenSocket] = set()
+        self._sockets: dict[Identity, set[OpenSocket]] = {}
         self._per_user: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -94,30 +99,33 @@ class Presence:
         if self._per_user[user_id] >= MAX_SOCKETS_PER_USER:
             raise Unwelcome(TOO_MANY, "Too many sockets are open. Close some.")
         self._per_user[user_id] += 1
-        self._sockets.add(socket)
+        self._sockets.setdefault(socket.identity, set()).add(socket)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._watch())
 
     def leave(self, socket: OpenSocket) -> None:
         """Count a socket out; nothing happens when it was not in."""
-        if socket in self._sockets:
-            self._sockets.discard(socket)
-            self._per_user[socket.identity.user_id] -= 1
-            self._per_user += Counter()  # drops the zeros
+        alike = self._sockets.get(socket.identity, set())
+        if socket not in alike:
+            return
+        alike.remove(socket)
+        if not alike:
+            del self._sockets[socket.identity]
+        self._per_user[socket.identity.user_id] -= 1
+        if not self._per_user[socket.identity.user_id]:
+            del self._per_user[socket.identity.user_id]
 
     async def look(self) -> None:
         """Close the sockets of those who are not welcome any more."""
-        known = {socket.identity for socket in self._sockets}
-        gone = await self._lost(known) if known else {}
-        for socket in list(self._sockets):
-            code = gone.get(socket.identity)
-            if code is not None:
+        gone = await self._lost(list(self._sockets)) if self._sockets else {}
+        for identity, code in gone.items():
+            for socket in list(self._sockets.get(identity, ())):
                 socket.close(code)
 
     async def drain(self) -> None:
         """Close every socket with 1012, a few at a time; no new one is taken."""
         self._is_draining = True
-        sockets = list(self._sockets)
+        sockets = [socket for alike in self._sockets.values() for socket in alike]
         random.shuffle(sockets)
         for index, socket in enumerate(sockets):
             socket.close(RESTARTING)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket as sockets_
 import sqlite3
+import statistics
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,6 +21,13 @@ from tests.integration.stack import Stack, running
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
+NUM_ACCEPTED = "SELECT count(*) FROM generations_generation"
+FOUR_KEYS = """
+from chatproject.accounts import keys
+from chatproject.accounts.models import User
+for name in "abcd":
+    print(keys.create(user=User.objects.get(username="bob"), name=name)[1])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,15 @@ async def is_served(stack: Stack, who: str, **options: Any) -> bool:
 async def code_of(stack: Stack, who: str, **options: Any) -> int | None:
     async with socket(stack, who, **options) as client:
         return await client.closed()
+
+
+async def new_keys(stack: Stack) -> list[str]:
+    """Make four keys of Bob's."""
+    return (await asyncio.to_thread(stack.python, FOUR_KEYS)).split()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 async def test_session_key_and_ticket_each_open_the_socket(stack: Stack) -> None:
@@ -112,6 +129,49 @@ async def test_socket_ends_when_its_right_ends(stack: Stack) -> None:
         stack.sql("UPDATE accounts_user SET is_active = 1 WHERE username = 'charlie'")
         await alice.say(type="nothing")
         assert await alice.refused() == "bad_frame"
+
+
+async def test_right_that_ended_is_seen_within_two_seconds_of_any_look(stack: Stack) -> None:
+    """Each right ends just after a look, as its end shows: the next look is as far away as one can be."""
+    took_s = []
+    async with AsyncExitStack() as open_:
+        keys = await new_keys(stack)
+        clients = [await open_.enter_async_context(socket(stack, additional_headers=bearer(key))) for key in keys]
+        for client, key in zip(clients, keys, strict=True):
+            await client.say(type="nothing")
+            await client.next("error")
+            stack.sql("UPDATE accounts_apikey SET revoked_at = '2026-01-01' WHERE prefix = ?", key[:14])
+            began = asyncio.get_running_loop().time()
+            assert await client.closed() == 4401
+            took_s.append(asyncio.get_running_loop().time() - began)
+    # The first may have been lucky.
+    assert statistics.median(took_s[1:]) < 1.7
+
+
+async def test_right_that_ended_is_seen_while_every_message_waits_for_the_database(stack: Stack) -> None:
+    async with AsyncExitStack() as open_:
+        senders = [await open_.enter_async_context(socket(stack, "alice")) for _ in range(24)]
+        key, *_ = await new_keys(stack)
+        bob = await open_.enter_async_context(socket(stack, additional_headers=bearer(key)))
+        for client in (*senders, bob):
+            await client.say(type="nothing")
+            await client.next("error")
+        with contextlib.closing(sqlite3.connect(stack.database, isolation_level=None, timeout=20)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            (num_before,) = holder.execute(NUM_ACCEPTED).fetchone()
+            for sender in senders:
+                await sender.send("patience")
+            await asyncio.sleep(0.5)  # all database threads of the process have one
+            holder.execute("DELETE FROM accounts_apikey WHERE prefix = ?", (key[:14],))
+            holder.execute("COMMIT")
+            holder.execute("BEGIN IMMEDIATE")  # again, before most of those that wait have had it
+            (num_after,) = holder.execute(NUM_ACCEPTED).fetchone()
+            async with asyncio.timeout(8):  # a message waits for 20
+                assert await bob.closed() == 4401
+            holder.execute("ROLLBACK")
+        assert len(senders) - (num_after - num_before) > 8
+        for sender in senders:
+            assert (await sender.next("accepted", "error"))["type"] == "accepted"
 
 
 async def test_flood_is_warned_then_closed(stack: Stack) -> None:
