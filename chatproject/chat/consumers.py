@@ -1,8 +1,8 @@
 """The chat socket: takes a client's frames, one after another, and tells it what it sent or resumed.
 
-An edge: it holds no rules. Frames are heard by a method call in the event loop (and counted, against floods); one task
-works on them, one after another, in database threads, and is there only while there are any; one writes what the outbox
-holds. The token path, `on_frames`, is a method call too.
+An edge: it holds no rules. Frames and pings are heard by a method call in the event loop (and counted, against floods);
+one task works on frames, one after another, in database threads, and is there only while there are any; one writes what
+the outbox holds. The token path, `on_frames`, is a method call too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from chatproject.accounts import known
 from chatproject.accounts.models import User
 from chatproject.chat import identity, protocol, services, wire
 from chatproject.chat.errors import Refusal, Refused
-from chatproject.chat.flood import FloodGuard
+from chatproject.chat.flood import FloodGuard, Waiting
 from chatproject.chat.identity import Identity, Unwelcome
 from chatproject.chat.presence import begin_in_thread, get_presence, in_thread
 from chatproject.chat.protocol import Inbound, Regenerate, Resume, Send
-from chatproject.chat.transport import Transport
+from chatproject.chat.transport import PING, Pong, Transport
 from chatproject.contract.frames import Frame
 from chatproject.contract.names import SUBPROTOCOL
 from chatproject.generations import services as generation_services
@@ -62,7 +62,7 @@ class ChatConsumer(AsyncConsumer):
         self._transport = Transport(send)
         self._hub = get_hub()
         self._outbox = Outbox(on_too_slow=lambda: self.close(TOO_SLOW), send_now=self._transport.send_now)
-        self._waiting: list[str | None] = []  # frames behind the one that is worked on
+        self._waiting = Waiting()
         self._working: asyncio.Task[None] | None = None
         self._is_welcome = False
         self._attached: set[str] = set()
@@ -126,26 +126,37 @@ class ChatConsumer(AsyncConsumer):
             return
         if self._close_code:
             return
+        try:
+            self._let_in(message)
+        except Refused as refused:
+            fields: dict[str, Any] = {}
+            with contextlib.suppress(Refused):
+                fields = protocol.decode(message.get("text"))
+            self._tell(refused, fields)
+            if self._flood.is_flood:
+                self.close(FLOOD_OR_SUBPROTOCOL)
+
+    def _let_in(self, message: dict[str, Any]) -> None:
         wait_s = self._flood.take()
-        if not wait_s:
-            self._waiting.append(message.get("text"))
-            self._work_on()
+        if wait_s:
+            raise Refused(Refusal.RATE_LIMITED, "Too many frames at once. Wait a moment.", retry_after_s=wait_s)
+        if message["type"] == PING:
+            self._outbox.put(Pong.to(message["bytes"]))
             return
-        limited = Refused(Refusal.RATE_LIMITED, "Too many frames at once. Wait a moment.", retry_after_s=wait_s)
-        self._outbox.put(wire.error(limited))
-        if self._flood.is_flood:
-            self.close(FLOOD_OR_SUBPROTOCOL)
+        # Before it is kept: daphne lets through four times what is taken here.
+        self._waiting.put(protocol.check_size(message.get("text")))
+        self._work_on()
 
     def _work_on(self) -> None:
         # Begun here: a message is on its way to the database before the loop turns for the first time.
         if self._waiting and self._working is None and self._is_welcome and not self._left.done():
-            self._working = asyncio.ensure_future(self._work(self._begin(self._waiting.pop(0))))
+            self._working = asyncio.ensure_future(self._work(self._begin(self._waiting.take())))
 
     async def _work(self, begun: _Begun) -> None:
         try:
             await self._finish(begun)
             while self._waiting:
-                await self._finish(self._begin(self._waiting.pop(0)))
+                await self._finish(self._begin(self._waiting.take()))
         finally:
             self._working = None
 
@@ -163,9 +174,11 @@ class ChatConsumer(AsyncConsumer):
             # Nothing of it was stored: each write is one transaction.
             log.exception("a frame of type %.20r", begun.fields.get("type"))
             error = Refused(Refusal.UNAVAILABLE)
-        fields = begun.fields
+        self._tell(error, begun.fields)
+
+    def _tell(self, refused: Refused, fields: dict[str, Any]) -> None:
         self._outbox.put(
-            wire.error(error, client_id=protocol.client_id_of(fields), generation=protocol.generation_of(fields))
+            wire.error(refused, client_id=protocol.client_id_of(fields), generation=protocol.generation_of(fields))
         )
 
     async def _write(self) -> None:

@@ -65,8 +65,8 @@ class Resume:
 Inbound = Send | Regenerate | Stop | Resume
 
 
-def decode(text: str | None) -> dict[str, Any]:
-    """Return the JSON object of one frame. Raises Refused(bad_frame); ``None`` stands for a binary frame."""
+def check_size(text: str | None) -> str:
+    """Return a frame that is text and not too long. Raises Refused(bad_frame); ``None`` stands for a binary frame."""
     if text is None:
         raise Refused(Refusal.BAD_FRAME, "Binary frames are not understood. Send JSON as text.")
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
@@ -74,6 +74,12 @@ def decode(text: str | None) -> dict[str, Any]:
         raise Refused(
             Refusal.BAD_FRAME, f"The frame has {size:,} bytes; at most {MAX_FRAME_BYTES:,} are taken. Shorten the text."
         )
+    return text
+
+
+def decode(text: str | None) -> dict[str, Any]:
+    """Return the JSON object of one frame. Raises Refused(bad_frame), also where `check_size` does."""
+    text = check_size(text)
     try:
         fields = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except _Twice as error:

@@ -1,4 +1,4 @@
-"""What ASGI has no words for: frames heard and written at once, what a client has not acknowledged, closing below 3000.
+"""What ASGI has no words for: pings, frames heard and written at once, what is not acknowledged, closing below 3000.
 
 Knows daphne, autobahn, Twisted and TCP, no frames of ours. daphne takes all it is given and buffers without bound, so
 we look where the bytes are: Twisted's buffer, and the kernel's send queue (TIOCOUTQ: not acknowledged by the other
@@ -18,8 +18,22 @@ from typing import Any, Final
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 
 MOST_UNACKNOWLEDGED: Final = 64 * 1024  # bytes; whoever has more waiting is not sent more
+PING: Final = "websocket.ping"  # the type of a message of ours, beside ASGI's: a client's ping is in its "bytes"
 _OPEN: Final = 3  # autobahn's STATE_OPEN
-_TEXT: Final = 0x81  # a whole message of text, not masked, as servers send
+# Whole messages, not masked, as servers send.
+_TEXT: Final = 0x81
+_PONG: Final = 0x8A
+
+
+class Pong(str):
+    """The answer to a ping, a character for each of its bytes: it waits among the texts, and is bounded with them."""
+
+    __slots__ = ()
+
+    @classmethod
+    def to(cls, ping: bytes) -> Pong:
+        """Return what answers a ping."""
+        return cls(ping, "latin-1")
 
 
 class Transport:
@@ -36,25 +50,25 @@ class Transport:
         self._unacknowledged = 0  # at most: as last seen, and what was sent since
 
     def on_message(self, hear: Callable[[dict[str, Any]], None]) -> bool:
-        """From now on ``hear`` every ASGI message as it comes; False where the server has its own way: receive them.
+        """From now on ``hear`` every ASGI message and PING as it comes; False where a server has another way: receive.
 
         Call it before the handshake is accepted, when no message can have come. A queue and a task in between take as
-        long as the rest of the way from the socket.
+        long as the rest of the way from the socket. A ping would be answered by autobahn, past all bounds.
         """
         if not hasattr(self._protocol, "application_queue"):
             return False
-        self._protocol.application_queue = _Ear(hear)
+        self._protocol.application_queue = ear = _Ear(hear)
+        self._protocol.onPing = ear.hear_ping
         return True
 
     def send_now(self, text: str) -> bool:
-        """Write one text frame, of any size, before returning; False when nothing was written: `send` it.
+        """Write one text frame, of any size, or a Pong before returning; False when nothing was written: `send` it.
 
         Straight into the kernel while nothing is before it: most of what a frame costs is daphne, autobahn and Twisted.
         """
         if not self._is_plain or self._protocol.state != _OPEN or self._protocol.send_queue or self.is_behind():
             return False
-        payload = text.encode("utf-8")
-        frame = _header(len(payload)) + payload
+        frame = _framed(text)
         self._unacknowledged += len(frame)
         twisted, num_sent = self._twisted, 0
         if not self._num_buffered():
@@ -67,10 +81,13 @@ class Transport:
         return True
 
     async def send(self, text: str) -> None:
-        """Send one text frame, of any size."""
+        """Send one text frame, of any size, or a Pong."""
         if self.send_now(text):
             return
         self._unacknowledged += len(text)
+        if isinstance(text, Pong):
+            self._protocol.sendPong(text.encode("latin-1"))
+            return
         with self._no_limit():
             await self._send({"type": "websocket.send", "text": text})
 
@@ -126,6 +143,17 @@ class _Ear:
 
     def __init__(self, hear: Callable[[dict[str, Any]], None]) -> None:
         self.put_nowait = hear
+
+    def hear_ping(self, payload: bytes) -> None:
+        """Stand in for what autobahn calls at a ping."""
+        self.put_nowait({"type": PING, "bytes": payload})
+
+
+def _framed(text: str) -> bytes:
+    if type(text) is Pong:
+        return bytes((_PONG, len(text))) + text.encode("latin-1")
+    payload = text.encode("utf-8")
+    return _header(len(payload)) + payload
 
 
 def _header(size: int) -> bytes:

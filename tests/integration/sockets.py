@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket as sockets_
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -103,3 +104,28 @@ async def socket(
         url, origin=stack.origin if origin == "" else origin, additional_headers=headers, **options
     ) as connection:
         yield Client(connection)
+
+
+async def bare(stack: Stack, *, origin: str, session: str, host: str = "") -> sockets_.socket:
+    """Return a bare TCP connection after the handshake: it can claim any host, and read nothing."""
+    connected = sockets_.socket()
+    connected.setsockopt(sockets_.SOL_SOCKET, sockets_.SO_RCVBUF, 4096)
+    connected.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connected, ("127.0.0.1", stack.port))
+    lines = [
+        "GET /ws/chat/ HTTP/1.1", f"Host: {host or f'127.0.0.1:{stack.port}'}", "Upgrade: websocket",
+        "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        f"Origin: {origin}", f"Cookie: sessionid={session}",
+    ]  # fmt: skip
+    await loop.sock_sendall(connected, ("\r\n".join(lines) + "\r\n\r\n").encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await loop.sock_recv(connected, 1)
+    return connected
+
+
+def masked(body: bytes, opcode: int = 1) -> bytes:
+    """Return a frame, of text by default, as clients must send it; masked with zeros it reads as it is."""
+    assert len(body) < 126
+    return bytes([0x80 | opcode, 0x80 | len(body), 0, 0, 0, 0]) + body

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket as sockets_
 import sqlite3
 import statistics
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.integration.sockets import socket
+from tests.integration.sockets import bare, masked, socket
 from tests.integration.stack import Stack, running
 from tests.servers import free_port
 
@@ -88,9 +87,9 @@ async def test_page_of_another_origin_cannot_use_the_cookie(stack: Stack, origin
 async def test_page_is_served_under_every_allowed_host(stack: Stack) -> None:
     # As behind a port mapping: the page's origin is the host it was asked for.
     for host, is_ours in (("chat.example:9", True), ("evil.example:9", False)):
-        connected = await _open(stack, origin=f"http://{host}", host=host, session=stack.cast["alice"].session)
+        connected = await bare(stack, origin=f"http://{host}", host=host, session=stack.cast["alice"].session)
         with contextlib.closing(connected):
-            await asyncio.get_running_loop().sock_sendall(connected, _masked(b"{}"))
+            await asyncio.get_running_loop().sock_sendall(connected, masked(b"{}"))
             head = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connected, 4), 10)
             # A text frame, or the close frame with its code.
             assert (head[0] == 0x81) == is_ours
@@ -234,14 +233,14 @@ async def test_reader_that_never_reads_is_cut_off(stack: Stack) -> None:
         assert len((await alice.next("state"))["text"]) == 600_000
         assert (await alice.next("finished"))["reason"] == "stop"
     before = stack.memory_bytes("web")
-    connected = await _open(stack, origin=stack.origin, session=stack.cast["alice"].session)
+    connected = await bare(stack, origin=stack.origin, session=stack.cast["alice"].session)
     with contextlib.closing(connected), contextlib.suppress(ConnectionError):
         frame = json.dumps({"type": "resume", "generation": generation, "after": 0}).encode()
         most = 0
         async with asyncio.timeout(60):
             # Ends with the connection: what it never read is then reset.
             while True:
-                await asyncio.get_running_loop().sock_sendall(connected, _masked(frame))
+                await asyncio.get_running_loop().sock_sendall(connected, masked(frame))
                 await asyncio.sleep(0.12)
                 most = max(most, stack.memory_bytes("web") - before)
     assert most < 16_000_000
@@ -296,28 +295,3 @@ async def test_message_is_accepted_while_redis_is_away(stack: Stack) -> None:
         await alice.say(type="stop", generation=accepted["generation"])
         await alice.say(type="nothing")
         assert await alice.refused() == "bad_frame"
-
-
-async def _open(stack: Stack, *, origin: str, session: str, host: str = "") -> sockets_.socket:
-    """Return a bare TCP connection after the handshake: it can claim any host, and read nothing."""
-    connected = sockets_.socket()
-    connected.setsockopt(sockets_.SOL_SOCKET, sockets_.SO_RCVBUF, 4096)
-    connected.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(connected, ("127.0.0.1", stack.port))
-    lines = [
-        "GET /ws/chat/ HTTP/1.1", f"Host: {host or f'127.0.0.1:{stack.port}'}", "Upgrade: websocket",
-        "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        f"Origin: {origin}", f"Cookie: sessionid={session}",
-    ]  # fmt: skip
-    await loop.sock_sendall(connected, ("\r\n".join(lines) + "\r\n\r\n").encode())
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += await loop.sock_recv(connected, 1)
-    return connected
-
-
-def _masked(body: bytes) -> bytes:
-    """Return a text frame as clients must send it; masked with zeros it reads as it is."""
-    assert len(body) < 126
-    return bytes([0x81, 0x80 | len(body), 0, 0, 0, 0]) + body

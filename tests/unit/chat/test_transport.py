@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatproject.chat.transport import MOST_UNACKNOWLEDGED, Transport
+from chatproject.chat.transport import MOST_UNACKNOWLEDGED, PING, Pong, Transport
 
 
 class Twisted:
@@ -110,4 +110,18 @@ def test_what_daphne_receives_is_heard_at_once(ends: tuple[socket.socket, socket
     protocol.application_queue = None
     assert transport.on_message(heard.append)
     protocol.application_queue.put_nowait({"type": "websocket.receive", "text": "x"})
-    assert heard == [{"type": "websocket.receive", "text": "x"}]
+    protocol.onPing(b"p")
+    assert heard == [{"type": "websocket.receive", "text": "x"}, {"type": PING, "bytes": b"p"}]
+
+
+def test_a_ping_is_answered_byte_for_byte_and_not_to_who_does_not_read(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    server, client = ends
+    transport, twisted, _ = open_transport(server)
+    payload = bytes(range(131, 256))
+    assert transport.send_now(Pong.to(payload))
+    assert read(client, 127) == bytes((0x8A, 125)) + payload
+    twisted.dataBuffer = bytes(MOST_UNACKNOWLEDGED + 1)
+    transport._unacknowledged = MOST_UNACKNOWLEDGED + 1
+    assert not transport.send_now(Pong.to(payload))
