@@ -1,15 +1,19 @@
 """After the commit: put the generation among those that wait, with a ticket for a worker.
 
 It may fail: the sweeper finds an accepted row that nobody knows of. Whoever accepts does not wait for Redis: it sends,
-over a connection that stands ready, and threads of our own read the answers, or do it all. Knows no sockets.
+over a connection that stands ready, and threads of our own read the answers, or do it all. With a Redis that hangs they
+do two in a second, so what comes then is left to the sweeper. Knows no sockets.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import redis
 from django.conf import settings
@@ -24,21 +28,68 @@ from chatproject.generations import scripts, tickets
 
 log = logging.getLogger(__name__)
 AWAY = (redis.RedisError, OperationalError, OSError)
+MOST_WAITING: Final = 256  # requests, each with its whole history
+SAY_EVERY_S: Final = 10.0
 
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
+
+class _Threads:
+    """Threads of our own, and no more work before them than may be. Thread-safe."""
+
+    def __init__(self, num: int, most_waiting: int) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=num, thread_name_prefix="dispatch")
+        self._room = threading.Semaphore(most_waiting)
+
+    def submit(self, run: Callable[..., None], *args: Any) -> None:
+        """Have a thread do it. Raises queue.Full, and nobody does it, when too much waits or the process ends."""
+        if not self._room.acquire(blocking=False):
+            raise queue.Full
+        try:
+            self._pool.submit(self._run, run, args)
+        except RuntimeError as error:
+            raise queue.Full from error
+
+    def _run(self, run: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._room.release()
+        run(*args)
+
+
+class _LeftOver:
+    """Counts what is left to the sweeper, and says it once in a while. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._said_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self._num += 1
+            is_due = time.monotonic() - self._said_at > SAY_EVERY_S
+            if is_due:
+                self._said_at = time.monotonic()
+        if is_due:
+            log.warning("Redis is too slow: %d generations since the start were left to the sweeper", self._num)
+
+
+_threads = _Threads(4, MOST_WAITING)
+_left_over = _LeftOver()
 
 
 def announce(request: GenerationRequest, text: str, then: Callable[[], None]) -> None:
     """Enqueue a request, whose JSON is ``text``; then, in another thread, call ``then``, however it went.
 
-    Never raises and never waits.
+    Never raises and never waits. When MOST_WAITING wait for those threads, it is left to the sweeper, without ``then``.
     """
     answer = None
     try:
         answer = scripts.post_enqueue(request, text, _ticket(request))
     except Exception:
         log.exception("generation %s is enqueued another way", request.generation_id)
-    _threads.submit(_announce, request, answer, then)
+    try:
+        _threads.submit(_announce, request, answer, then)
+    except queue.Full:
+        _left_over.add()  # an answer that nobody reads ends with its connection
 
 
 def enqueue(request: GenerationRequest) -> None:

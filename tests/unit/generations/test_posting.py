@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -123,6 +124,26 @@ def test_an_answer_that_never_comes_is_asked_for_again_and_the_message_waits_onc
     ids, num_tickets = waits(server)
     assert (ids, full) == ([ID], [ID])
     assert 1 <= num_tickets <= 2  # a spare one, if the first had come
+
+
+def test_behind_a_redis_that_hangs_only_so_many_wait_and_the_sweeper_has_the_rest(
+    server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatch.open_connections()
+    server.client_pause(3000)  # every command of every client, as one whose machine stands still
+    done: list[int] = []
+    began = time.monotonic()
+    for number in range(1000):
+        dispatch.announce(REQUEST, REQUEST.to_json(), then=functools.partial(done.append, number))
+    assert time.monotonic() - began < 60  # nobody waited for it: that takes a second each time
+    server.ping()  # answered when it goes on
+    last = threading.Event()
+    while not last.wait(0.1):  # behind all that wait, as soon as there is room
+        assert time.monotonic() - began < 100
+        dispatch.announce(REQUEST, REQUEST.to_json(), then=last.set)
+    assert len(done) <= dispatch.MOST_WAITING + 50  # with those that were given up meanwhile
+    [said] = [each for each in caplog.messages if "were left to the sweeper" in each]
+    assert said.startswith("Redis is too slow: 1 generations")
 
 
 def test_while_redis_is_away_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
