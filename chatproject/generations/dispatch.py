@@ -1,8 +1,9 @@
 """After the commit: put the generation among those that wait, with a ticket for a worker.
 
-It may fail: the sweeper finds an accepted row that nobody knows of. Whoever accepts does not wait for Redis: it sends,
-over a connection that stands ready, and threads of our own read the answers, or do it all. With a Redis that hangs they
-do two in a second, so what comes then is left to the sweeper. Knows no sockets.
+It may fail, and is tried again for a minute; the sweeper finds an accepted row that nobody knows of, but later. Whoever
+accepts does not wait for Redis: it sends, over a connection that stands ready, and threads of our own read the answers,
+or do it all. With a Redis that hangs they do two in a second, so what comes then is left to the sweeper. Knows no
+sockets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 AWAY = (redis.RedisError, OperationalError, OSError)
 MOST_WAITING: Final = 256  # requests, each with its whole history
 SAY_EVERY_S: Final = 10.0
+AGAIN_S: Final = 0.5
+GIVE_UP_S: Final = 60.0  # less than a stored log stays: what has ended meanwhile is known to have
 
 
 class _Threads:
@@ -72,8 +76,51 @@ class _LeftOver:
             log.warning("Redis is too slow: %d generations since the start were left to the sweeper", self._num)
 
 
+class _Again:
+    """Tries again what found Redis away, the oldest first: it waits as soon as Redis is back. Thread-safe."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self._waiting: deque[tuple[float, GenerationRequest]] = deque()  # by when it is given up, monotonic
+        self._most_waiting = most_waiting
+        self._lock = threading.Lock()
+        self._is_trying = False
+
+    def add(self, request: GenerationRequest) -> bool:
+        """Keep a request for a while; say whether there is room."""
+        with self._lock:
+            if len(self._waiting) >= self._most_waiting:
+                return False
+            self._waiting.append((time.monotonic() + GIVE_UP_S, request))
+            if not self._is_trying:
+                self._is_trying = True
+                threading.Thread(target=self._run, name="dispatch-again", daemon=True).start()
+            return True
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(AGAIN_S)
+            while self._waiting and self._is_done_with(*self._waiting[0]):
+                self._waiting.popleft()
+            with self._lock:
+                if not self._waiting:
+                    self._is_trying = False
+                    return
+
+    @staticmethod
+    def _is_done_with(gives_up_at: float, request: GenerationRequest) -> bool:
+        if time.monotonic() < gives_up_at:
+            try:
+                enqueue(request)
+            except AWAY:
+                return False
+            except Exception:
+                log.exception("generation %s waits for the sweeper", request.generation_id)
+        return True
+
+
 _threads = _Threads(4, MOST_WAITING)
 _left_over = _LeftOver()
+_again = _Again(MOST_WAITING)
 
 
 def announce(request: GenerationRequest, text: str, then: Callable[[], None]) -> None:
@@ -127,7 +174,8 @@ def _announce(request: GenerationRequest, answer: Callable[[], Any] | None, then
             enqueue(request)
             redis_client.posting().open()
     except AWAY as error:
-        log.warning("generation %s waits for the sweeper: %r", request.generation_id, error)
+        whom = "Redis" if _again.add(request) else "the sweeper"
+        log.warning("generation %s waits for %s: %r", request.generation_id, whom, error)
     except Exception:
         log.exception("generation %s waits for the sweeper", request.generation_id)
     finally:

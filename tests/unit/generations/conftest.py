@@ -13,7 +13,7 @@ from chatproject.accounts.models import Plan, User
 from chatproject.celery import app
 from chatproject.contract import broker
 from chatproject.contract.messages import Turn
-from chatproject.generations import admission, announcer, model_states, scripts
+from chatproject.generations import admission, announcer, dispatch, model_states, scripts
 from workers.store import Store
 
 
@@ -68,6 +68,7 @@ def make_user(name: str, **limits: object) -> User:
 
 
 def _forget_clients() -> None:
+    dispatch._again._waiting.clear()
     model_states.forget()
     for cached in (redis_client.client, scripts._bound, announcer.get_announcer):
         cached.cache_clear()

@@ -161,7 +161,7 @@ def test_a_missing_redis_loses_nothing(draft, settings, caplog, django_capture_o
     redis_client.client.cache_clear()
     with django_capture_on_commit_callbacks(execute=True):
         accepted = admission.accept(draft())
-    assert eventually(lambda: "waits for the sweeper" in caplog.text)
+    assert eventually(lambda: "waits for Redis" in caplog.text)
     assert Generation.objects.get(id=accepted.generation.id).status == "accepted"
 
 

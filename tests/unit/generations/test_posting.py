@@ -19,6 +19,7 @@ from chatproject.contract.messages import GenerationRequest, SamplingParams, Tur
 from chatproject.contract.names import Lane
 from chatproject.generations import dispatch, scripts
 from tests.chaos.planted import tickets as planted
+from tests.servers import free_port, redis_server
 
 pytestmark = pytest.mark.needs("redis")
 ID = "11111111-2222-4333-8444-555555555555"
@@ -144,6 +145,20 @@ def test_behind_a_redis_that_hangs_only_so_many_wait_and_the_sweeper_has_the_res
     assert len(done) <= dispatch.MOST_WAITING + 50  # with those that were given up meanwhile
     [said] = [each for each in caplog.messages if "were left to the sweeper" in each]
     assert said.startswith("Redis is too slow: 1 generations")
+
+
+def test_what_found_redis_away_waits_as_soon_as_it_is_back(redis_here: str, settings: Any, server: redis.Redis) -> None:
+    port = free_port()
+    settings.REDIS_URL = f"redis://127.0.0.1:{port}/0"
+    redis_client.client.cache_clear()
+    scripts._bound.cache_clear()
+    announce()  # `then` is called all the same
+    with redis_server(port=port) as url, redis.Redis.from_url(url, decode_responses=True) as back:
+        deadline = time.monotonic() + 10
+        while waits(back)[0] != [ID]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert waits(back)[1] == 1
 
 
 def test_while_redis_is_away_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from chatproject.accounts.models import DailyUse, Reservation, UsageRecord, User
 from chatproject.contract import broker, frames, names
 from chatproject.contract.errors import ContractError
 from chatproject.contract.frames import Frame
-from chatproject.contract.messages import Turn
+from chatproject.contract.messages import GenerationRequest, Turn
 from chatproject.contract.names import PRIORITY, Lane
 from chatproject.generations import (
     admission,
@@ -235,6 +236,7 @@ class History:
         for module in (workers.publisher, workers.leases, workers.store):
             patch.setattr(module, "time", SimpleNamespace(monotonic=self.world.monotonic))
         patch.setattr(dispatch, "_threads", SimpleNamespace(submit=self._submit))
+        patch.setattr(dispatch, "_again", SimpleNamespace(add=self._try_again))
         patch.setattr(dispatch, "app", SimpleNamespace(send_task=self._send_task))
         patch.setattr(tickets, "make", self._ticket)
         patch.setattr(model_states, "latest", lambda slug: None)
@@ -271,6 +273,16 @@ class History:
         # Between the commit and here the web process may die; then nobody but the sweeper knows of the row.
         if self.random.random() > 0.1:
             self.world.spawn(self.web, lambda: run(*args))
+
+    def _try_again(self, request: GenerationRequest) -> bool:
+        def again() -> None:
+            is_done = False
+            while not is_done:
+                self.world.sleep(dispatch.AGAIN_S)
+                is_done = dispatch._Again._is_done_with(math.inf, request)
+
+        self.world.spawn(self.web, again)
+        return True
 
     def _send_task(self, name: str, *, args: Any = ("-",), queue: str, **_: Any) -> None:
         assert not connection.in_atomic_block, "Redis is asked inside a transaction"
