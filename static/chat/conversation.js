@@ -241,8 +241,12 @@ export class Conversation {
     } catch { /* What was streamed is shown; a reload brings the stored one. */ }
   }
 
+  get isWaiting() {
+    return this.streams.isLive || this.pending.size > 0;
+  }
+
   refreshComposer() {
     const isStopping = this.streams.isStopping || [...this.pending.values()].some((pending) => pending.isStopped);
-    this.composer.setBusy(this.streams.isLive || this.pending.size > 0, isStopping);
+    this.composer.setBusy(this.isWaiting, isStopping);
   }
 }

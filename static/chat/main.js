@@ -34,6 +34,7 @@ const socket = new ChatSocket(data.socket, {
   },
   signedOut: () => say("You are signed out. Your text is kept.", { href: `/accounts/login/?next=${encodeURIComponent(location.pathname)}`, label: "Sign in" }),
   forbidden: () => say("This account may not chat. Ask whoever runs this service."),
+  awaits: () => conversation.isWaiting,
 });
 
 const composer = new Composer($("[data-composer]"), {

@@ -14,6 +14,9 @@ from tests.e2e.page import Person, Running, chromium, last_answer, signed_in, st
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
 
+NOBODY = "00000000-0000-0000-0000-000000000000"  # of whom the page asks when it only wants an answer
+
+
 class Wire:
     """What lies between the page and the service: it can be cut, kept down, or lose frames."""
 
@@ -21,6 +24,7 @@ class Wire:
         self.is_down = False
         self.close_code: int | None = None
         self.passes: Callable[[dict[str, Any]], bool] = lambda frame: True
+        self.answers: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda frame: None  # in the service's place
         self.sent: list[dict[str, Any]] = []
         self.opened = 0
         self._routes: list[tuple[WebSocketRoute, WebSocketRoute]] = []
@@ -34,15 +38,25 @@ class Wire:
         self._routes.append((route, server))
 
         def to_page(text: str | bytes) -> None:
-            if self.passes(json.loads(text)):
+            frame = json.loads(text)
+            if frame.get("generation") == NOBODY or self.passes(frame):
                 route.send(text)
 
         def to_service(text: str | bytes) -> None:
-            self.sent.append(json.loads(text))
+            frame = json.loads(text)
+            if frame.get("generation") != NOBODY:
+                self.sent.append(frame)
+                if (answer := self.answers(frame)) is not None:
+                    return route.send(json.dumps(answer)) if answer else None
             server.send(text)
 
         server.on_message(to_page)
         route.on_message(to_service)
+
+    def say(self, frame: dict[str, Any]) -> None:
+        """Tell the page something in the service's place."""
+        route, _ = self._routes[-1]
+        route.send(json.dumps(frame))
 
     def cut(self, code: int = 1012) -> None:
         for route, server in self._routes:
@@ -115,8 +129,7 @@ def test_a_damaged_answer_is_taken_again_from_the_start(page: Page, wire: Wire) 
     def passes(frame: dict[str, Any]) -> bool:
         if frame["type"] == "delta" and frame["seq"] == 5 and not damaged:
             damaged.append(5)
-            route, _ = wire._routes[-1]
-            route.send(json.dumps(frame | {"text": "x" * len(frame["text"])}))
+            wire.say(frame | {"text": "x" * len(frame["text"])})
             return False
         return True
 
