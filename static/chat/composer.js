@@ -1,6 +1,6 @@
 // The box at the bottom: what the user types, Send or Stop, and what was refused, with the text kept.
 
-import { drafts } from "./drafts.js";
+import { drafts, joined } from "./drafts.js";
 import { grow, isSubmit } from "./keys.js";
 import { duration } from "./wait_text.js";
 
@@ -22,6 +22,8 @@ export class Composer {
     });
     this.stopButton.addEventListener("click", () => on.stop());
     this.box.addEventListener("input", () => this.typed());
+    // Another tab may have taken the draft over; what stands here is kept all the same.
+    window.addEventListener("pagehide", () => this.box.value && drafts.write(this.key, this.box.value));
     this.box.addEventListener("keydown", (event) => {
       if (!isSubmit(event)) return;
       event.preventDefault();
@@ -29,12 +31,11 @@ export class Composer {
     });
   }
 
-  /** Show the draft of a conversation; `skip` are texts that are on their way already. */
-  open(conversation, skip = []) {
+  /** Show the draft of a conversation; `onTheWay` are the ids of messages that are shown as pending. */
+  open(conversation, onTheWay = []) {
     this.key = conversation;
-    const draft = drafts.read(conversation);
-    this.box.value = skip.includes(draft.trim()) ? "" : draft;
-    if (this.early.trim() && this.early.trim() !== draft.trim()) {
+    this.box.value = drafts.read(conversation, onTheWay);
+    if (this.early.trim() && this.early.trim() !== this.box.value.trim()) {
       this.box.value = this.box.value ? `${this.box.value}\n${this.early}` : this.early;
       drafts.write(conversation, this.box.value);
     }
@@ -64,15 +65,14 @@ export class Composer {
       return;
     }
     if (!this.on.send(text)) return;
-    // The draft stays in storage until the service has accepted it.
+    // The text stays in the drafts as sent, until the service has accepted it.
     this.box.value = "";
-    this.clearProblem();
-    this.refresh();
+    this.typed();
   }
 
   /** A refused text comes back, before whatever was typed since. */
   giveBack(text) {
-    this.box.value = this.box.value.trim() ? `${text}\n${this.box.value}` : text;
+    this.box.value = joined([text, this.box.value]);
     drafts.write(this.key, this.box.value);
     this.refresh();
   }

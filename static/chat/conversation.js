@@ -33,7 +33,7 @@ export class Conversation {
     this.views = [];
     this.thread.replaceChildren();
     const waiting = this.outbox.of(this.id);
-    this.composer.open(this.id, waiting.map((entry) => entry.text));
+    this.composer.open(this.id, waiting.map((entry) => entry.frame.id));
     this.merge(opened?.messages ?? []);
     for (const entry of waiting) this.showPending(entry.frame);
     this.on.opened(this.id, opened?.conversation.title ?? "New chat", opened?.conversation.model ?? "");
@@ -125,6 +125,7 @@ export class Conversation {
 
   put(frame, text) {
     this.showPending(frame);
+    if (text) drafts.sent(this.id, frame.id, text);
     this.outbox.put(frame, { conversation: this.id, text });
     this.connectionChanged();
     this.follow.jump();
@@ -159,7 +160,7 @@ export class Conversation {
 
   accepted(frame) {
     const entry = this.outbox.settle(frame.id);
-    if (entry?.text) drafts.settle(entry.conversation, entry.text);
+    if (entry?.text) drafts.settle(entry.conversation, frame.id);
     const pending = this.pending.get(frame.id);
     this.pending.delete(frame.id);
     if (pending) {
@@ -191,9 +192,10 @@ export class Conversation {
     const pending = this.pending.get(frame.id);
     this.pending.delete(frame.id);
     if (!pending) {
-      if (entry?.text) drafts.write(entry.conversation, entry.text);
+      if (entry?.text) drafts.giveBack(entry.conversation, frame.id, entry.text);
       return;
     }
+    if (entry?.text) drafts.settle(entry.conversation, frame.id);
     for (const view of pending.replaced) view.node.hidden = false;
     this.views = this.views.filter((view) => !pending.made.includes(view));
     this.draw();

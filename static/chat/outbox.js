@@ -1,8 +1,9 @@
 // Frames that want an `accepted`: sent again under the same id until the service has said yes or no, reloads included.
 
 import { ofThisTab } from "./storage.js";
+import { user } from "./whose.js";
 
-const KEY = "chat.outbox";
+const KEY = `chat.outbox.${user}`;
 const ANSWER_MS = 12_000;
 
 export class Outbox {
