@@ -9,6 +9,7 @@ import { UserMessage } from "./user_message.js";
 import { uuid4 } from "./uuid.js";
 
 const NOT_SENT = "Not sent yet: it goes out as soon as the connection is back.";
+const NOT_CONFIRMED = "Not confirmed yet. Asking again…";
 
 export class Conversation {
   /** `on`: opened(id, title), accepted(frame), gone(), announce(text), emptied(isEmpty) */
@@ -205,6 +206,14 @@ export class Conversation {
     if (frame.message && !edited) this.composer.say(frame.message, frame.retry_after_s);
     this.refreshComposer();
     if (this.isStale) this.refresh();
+  }
+
+  /** The service cannot say whether a message was stored: it is asked again, and true returned, a few times. */
+  doubted(frame) {
+    if (!frame.unknown || !this.outbox.askAgain(frame)) return false;
+    const made = this.pending.get(frame.id)?.made ?? [];
+    if (made.length > 1) made[0].setPending(true, NOT_CONFIRMED);
+    return true;
   }
 
   take(frame) {

@@ -85,7 +85,7 @@ function take(frame) {
     case "accepted":
       return conversation.accepted(frame);
     case "error":
-      if (frame.id) return conversation.refused(frame);
+      if (frame.id) return conversation.doubted(frame) || conversation.refused(frame);
       if (frame.generation) return conversation.streams.refused(frame) || conversation.refresh();
       return composer.say(frame.message, frame.retry_after_s);
     case "notice":

@@ -5,6 +5,8 @@ import { user } from "./whose.js";
 
 const KEY = `chat.outbox.${user}`;
 const ANSWER_MS = 12_000;
+const LONGEST_S = 15;
+const MOST_DOUBTS = 8;
 
 export class Outbox {
   constructor(socket) {
@@ -15,7 +17,7 @@ export class Outbox {
 
   /** Send a frame with an id; `shown` is where it stands: {conversation, text}. */
   put(frame, shown) {
-    this.entries.set(frame.id, { frame, ...shown, tries: 0 });
+    this.entries.set(frame.id, { frame, ...shown, tries: 0, doubts: 0 });
     this.keep();
     this.sendOne(frame.id);
   }
@@ -36,16 +38,28 @@ export class Outbox {
     for (const id of this.entries.keys()) this.sendOne(id);
   }
 
+  /** The service does not know whether it has this: send it again, later and later. Returns false after eight times. */
+  askAgain({ id, retry_after_s: retryAfterS }) {
+    const entry = this.entries.get(id);
+    if (!entry || entry.doubts >= MOST_DOUBTS) return false;
+    const waitS = Math.min(LONGEST_S, (retryAfterS ?? 1) * 2 ** entry.doubts) * (1 + Math.random() / 4);
+    entry.doubts += 1;
+    entry.answered = entry.tries;
+    this.keep();
+    setTimeout(() => entry.answered === entry.tries && this.sendOne(id), waitS * 1000);
+    return true;
+  }
+
   sendOne(id) {
     const entry = this.entries.get(id);
     if (!entry || !this.socket.send(entry.frame)) return;
     entry.tries += 1;
     this.keep();
-    const tries = entry.tries;
+    const { tries } = entry;
     setTimeout(() => {
-      const waiting = this.entries.get(id);
+      const isWaiting = this.entries.has(id) && entry.tries === tries && entry.answered !== tries;
       // Sent, no word, and still the same connection: it is dead without knowing it.
-      if (waiting && waiting.tries === tries && this.socket.isOpen) this.socket.restart();
+      if (isWaiting && this.socket.isOpen) this.socket.restart();
     }, ANSWER_MS);
   }
 

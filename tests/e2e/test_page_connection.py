@@ -173,6 +173,43 @@ def test_a_message_whose_receipt_was_lost_is_stored_once(page: Page, wire: Wire)
     assert len(stored(page)) == 2
 
 
+def unknown(client_id: str, retry_after_s: float) -> dict[str, Any]:
+    """Return what the service says when it cannot tell whether a message was stored."""
+    return {
+        "type": "error", "id": client_id, "code": "unavailable", "message": "Try again in a moment.", "unknown": True,
+        "retry_after_s": retry_after_s,
+    }  # fmt: skip
+
+
+def test_a_message_that_may_be_stored_is_sent_again_under_its_id(page: Page, wire: Wire) -> None:
+    doubted: list[str] = []
+
+    def passes(frame: dict[str, Any]) -> bool:
+        if frame["type"] == "accepted" and not doubted:
+            doubted.append(frame["id"])
+            wire.say(unknown(frame["id"], 0.5))
+            return False
+        return True
+
+    wire.passes = passes
+    write(page, "Stored or not?")
+    expect(page.get_by_text("Not confirmed yet")).to_be_visible()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
+    assert is_whole(page)
+    assert [frame["id"] for frame in wire.sent if frame["type"] == "send"] == doubted * 2
+    assert [message["role"] for message in stored(page)] == ["user", "assistant"]
+
+
+def test_a_message_that_is_never_confirmed_comes_back(page: Page, wire: Wire) -> None:
+    wire.answers = lambda frame: unknown(frame["id"], 0.01) if frame["type"] == "send" else None
+    write(page, "Ask a few times.")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("Ask a few times.")
+    expect(page.locator(".message")).to_have_count(0)
+    sends = [frame["id"] for frame in wire.sent if frame["type"] == "send"]
+    assert len(sends) == 9
+    assert len(set(sends)) == 1
+
+
 def test_a_message_on_its_way_survives_a_reload(page: Page, wire: Wire) -> None:
     wire.is_down = True
     wire.cut()
