@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ Role = Literal["redis", "web", "worker", "records", "flower"]
 
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 30.0
+ASK_EVERY_S: Final = 5.0  # those that are ready and may hang
 STEADY_S: Final = 60.0  # up for so long: the next end starts the back-off from the beginning
 _MANY: Final = 10
 _LOG_BYTES: Final = 20 * 1024 * 1024
@@ -47,6 +49,9 @@ class Spec:
     log: Path
     probe: Callable[[], Status]  # asked until it is ready; must return within a second or two
     grace_s: float  # between the request to stop and SIGKILL
+    # One that was ready and has not been so for this long is killed and started again; None: the probe asks others too,
+    # whose absence is not its fault.
+    hang_s: float | None = None
     is_essential: bool = True  # start fails without it; a worker may come later
     # Called when it has ended, before it is started again; must return within a second or two and never raise.
     on_end: Callable[[], object] = lambda: None
@@ -66,6 +71,7 @@ class Process:
         self.ends = 0  # since it was last ready or steady
         self.started_at = 0.0
         self.retry_at: float | None = 0.0
+        self._asked_at = self._answered_at = 0.0
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -125,7 +131,22 @@ class Process:
         """Ask the probe; once it says ready, this is ready until the child ends."""
         status = self.spec.probe()
         self.is_ready, self.detail = status.is_ready, status.detail
+        self._asked_at = self._answered_at = time.monotonic()
         return self.is_ready
+
+    def kill_if_hanging(self) -> bool:
+        """Ask one that is ready whether it still answers, now and then; say whether it has just been killed."""
+        hang_s = self.spec.hang_s
+        if hang_s is None or time.monotonic() - self._asked_at < min(ASK_EVERY_S, hang_s / 4):
+            return False
+        is_ready = self.spec.probe().is_ready
+        self._asked_at = time.monotonic()
+        if is_ready:
+            self._answered_at = self._asked_at
+        if self._asked_at - self._answered_at < hang_s:
+            return False
+        self.kill()
+        return True
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to the child; what it started itself is its own to stop."""

@@ -54,6 +54,7 @@ def _webs(config: Config, redis_url: str) -> list[Spec]:
                 directory=config.root,
                 log=_log(config, f"web{index + 1}"),
                 probe=probes.http_ok(config.host, port, "/livez"),
+                hang_s=30,
                 grace_s=15,
             )
         )
@@ -123,6 +124,7 @@ def _flower(config: Config, redis_url: str) -> Spec:
         directory=config.root,
         log=_log(config, "flower"),
         probe=probes.http_ok("127.0.0.1", config.flower_port, "/healthcheck"),
+        hang_s=60,
         grace_s=5,
     )
 

@@ -134,6 +134,8 @@ class Supervisor:
             if process.pid is not None and not process.is_ready and process.ask_ready():
                 again = " again" if process.was_ready else ""
                 self._say(f"{time.monotonic() - process.started_at:4.1f} s  {spec.name} is ready{again}")
+            elif process.is_ready and process.kill_if_hanging():
+                self._say(f"{spec.name} has not answered for {spec.hang_s:.0f} s and is killed")
         self._tell()
 
     def _start_again(self, process: Process, now: float) -> None:

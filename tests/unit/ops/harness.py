@@ -12,6 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
+
 from chatproject.ops.up.errors import StartFailed, StopRequested
 from chatproject.ops.up.process import Role, Spec, Status
 from chatproject.ops.up.stop_signals import StopSignals
@@ -54,7 +56,8 @@ def main(directory: Path) -> int:
     behaviours = json.loads((directory / "behaviour.json").read_text())
 
     def ready(name: str) -> Status:
-        return Status(is_ready=f"{name} started" in events.read_text(), detail="starting")
+        started = [line.split()[-1] for line in events.read_text().splitlines() if line.startswith(f"{name} started")]
+        return Status(is_ready=bool(started) and not _is_stopped(int(started[-1])), detail="starting")
 
     def spec(role: Role) -> Spec:
         return Spec(
@@ -66,6 +69,7 @@ def main(directory: Path) -> int:
             log=directory / f"{role}.log",
             probe=lambda: ready(role),
             grace_s=float(behaviours.get("grace_s", 20)),
+            hang_s=1.0 if role == "web" else None,
             is_essential=role != "worker",
             on_end=lambda: _note(events, f"{role} end-noted"),
             death_signal=signal.SIGKILL,
@@ -83,6 +87,10 @@ def main(directory: Path) -> int:
         finally:
             supervisor.stop()
     return 0
+
+
+def _is_stopped(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 def _note(events: Path, what: str) -> None:

@@ -98,6 +98,19 @@ def test_what_dies_is_started_again(start: Callable[..., Run]) -> None:
     eventually(lambda: "records is ready again" in run.output())
 
 
+def test_who_does_not_answer_any_more_is_killed_and_started_again(start: Callable[..., Run]) -> None:
+    run = start()
+    (web,), (records,) = run.pids()["web"], run.pids()["records"]
+    for pid in (web, records):  # what records waits for may be away: it is not asked
+        os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: run.pids()["web"] not in ([], [web]))
+    assert "web has not answered for 1 s and is killed" in run.output()
+    eventually(lambda: "web is ready again" in run.output())
+    time.sleep(2)
+    assert run.pids()["records"] == [records]
+    assert run.output().count("is killed") == 1
+
+
 def test_what_a_dead_process_held_is_let_go_before_it_is_started_again(start: Callable[..., Run]) -> None:
     run = start()
     (before,) = run.pids()["worker"]
