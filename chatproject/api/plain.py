@@ -170,6 +170,7 @@ def _frame(fields: dict[str, Any]) -> protocol.Send:
 
 async def _events(answer: Answer) -> AsyncIterator[bytes]:
     try:
+        yield sse.PING  # daphne sends the headers with the first bytes, and the first token may be long in coming
         async for heard in answer.events():
             if isinstance(heard, Silence):
                 yield sse.PING
