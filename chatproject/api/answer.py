@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import redis
+
 from chatproject.accounts.errors import Refused
 from chatproject.api import database
-from chatproject.contract.errors import Refusal
-from chatproject.contract.frames import End, Frame, TokenLogprob
-from chatproject.generations import services
+from chatproject.contract.errors import ContractError, Refusal
+from chatproject.contract.frames import End, Frame, TokenLogprob, answer_sha256
+from chatproject.generations import selectors, services
 from chatproject.generations.streaming.hub import get_hub
 from chatproject.generations.streaming.reader import Queued, State
 
@@ -30,7 +32,8 @@ class Delta:
 
     text: str
     seq: int
-    replaces: bool = False  # the whole text so far, because its log is gone: instead of what the reader holds
+    at: int = 0  # characters of the answer before the text
+    replaces: bool = False  # the whole text so far: instead of what the reader holds, because its log was lost
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens behind the text, when the request asked for them
 
 
@@ -56,7 +59,7 @@ class _Inbox:
         self.heard: asyncio.Queue[State | Frame] = asyncio.Queue()
 
     def on_state(self, state: State) -> None:
-        """Take the state: only its text matters, when the log is gone."""
+        """Take the state: only its text matters, when the log was lost."""
         self.heard.put_nowait(state)
 
     def on_queued(self, queued: Queued) -> None:
@@ -72,19 +75,25 @@ class Answer:
     """A generation and its reader. Call `leave` when done, so that the hub lets go of it."""
 
     def __init__(
-        self, accepted: Accepted, user_id: uuid.UUID, inbox: _Inbox, *, stops_when_left: bool, after: int = 0
+        self, accepted: Accepted, user_id: uuid.UUID, inbox: _Inbox, *, stops_when_left: bool, told: str | None = ""
     ) -> None:
+        """``told`` is what the reader holds already; None when that is not known."""
         self.accepted = accepted
-        self.text = ""
+        self.text = told or ""  # the whole answer so far, where what came before is known
         self.logprobs: list[TokenLogprob] = []  # gone with the log: a late reader gets none
         self.end: End | None = None
         self._user_id = user_id
         self._inbox = inbox
         self._stops_when_left = stops_when_left
-        self._after = after
+        self._is_whole = told is not None
+        self._has_log = not told  # from the beginning of the text on
 
     async def events(self, *, ping_s: float = PING_S) -> AsyncIterator[Delta | Silence | End]:
-        """Yield the text as it comes, and the end last. Call once."""
+        """Yield the text as it comes, and the end last. Call once.
+
+        What was yielded is what is stored whenever the end says that the answer is finished. Raises
+        Refused(not_found) and django.db.Error when that could not be read.
+        """
         while self.end is None:
             try:
                 async with asyncio.timeout(ping_s):
@@ -92,20 +101,20 @@ class Answer:
             except TimeoutError:
                 yield Silence()
                 continue
-            logprobs: tuple[TokenLogprob, ...] = ()
+            told: Delta | None = None
             if isinstance(heard, State):
-                text, seq = self._rest_of(heard), heard.seq
-                replaces = self._after > 0 and not self.text
+                told = self._told_anew(heard.text, heard.seq) if heard.text is not None else None
             elif heard.end is not None:
+                stored = await self._stored_instead(heard.end)
+                if stored is not None and (told := self._told_anew(stored, heard.seq - 1)):
+                    yield told
                 self.end = heard.end
                 yield heard.end
                 return
             else:
-                text, seq, replaces, logprobs = heard.text, heard.seq, False, heard.logprobs
-            self.text += text
-            self.logprobs += logprobs
-            if text:
-                yield Delta(text=text, seq=seq, replaces=replaces, logprobs=logprobs)
+                told = self._told(heard)
+            if told is not None:
+                yield told
 
     async def wait(self, *, timeout_s: float | None = None) -> End | None:
         """Return the end; None when it has not come within the time."""
@@ -117,20 +126,45 @@ class Answer:
             return None
         return self.end
 
+    def keep(self) -> None:
+        """Let the generation run on when it is left: who asks again with the same key gets it."""
+        self._stops_when_left = False
+
     def leave(self) -> None:
         """Stop reading. Where nobody waits any more, the generation is stopped too."""
         get_hub().detach(self.accepted.generation_id, self._inbox)
         if self._stops_when_left and self.end is None:
             _later(_stop(self._user_id, self.accepted.generation_id))
 
-    def _rest_of(self, state: State) -> str:
-        if state.text is None:
-            return ""
-        if not state.text.startswith(self.text):
-            # Redis lost the log and its worker died: the answer was written anew. What was sent cannot be taken back.
-            log.warning("the answer of %s changed under its reader", self.accepted.generation_id)
-            return ""
-        return state.text[len(self.text) :]
+    def _told(self, frame: Frame) -> Delta | None:
+        if self._has_log:
+            self.logprobs += frame.logprobs
+        if not frame.text:
+            return None
+        self.text += frame.text
+        return Delta(text=frame.text, seq=frame.seq, at=frame.at, logprobs=frame.logprobs)
+
+    def _told_anew(self, text: str, seq: int) -> Delta | None:
+        """Take ``text`` for the answer so far, and return what is new of it: all, unless it goes on from what was told.
+
+        Redis lost the log, and perhaps the answer was written anew: a worker that died with it left no memory of it.
+        """
+        self.logprobs.clear()
+        self._has_log = not text
+        known, self.text = self.text, text
+        if self._is_whole and text.startswith(known):
+            rest = text[len(known) :]
+            return Delta(text=rest, seq=seq, at=len(known)) if rest else None
+        log.warning("the answer of %s changed under its reader", self.accepted.generation_id)
+        self._is_whole = True
+        return Delta(text=text, seq=seq, replaces=True)
+
+    async def _stored_instead(self, end: End) -> str | None:
+        """Return the stored answer when it is not what was told: the hub's cursors count characters alone."""
+        if end.code is not None or not end.sha256 or (self._is_whole and answer_sha256(self.text) == end.sha256):
+            return None
+        id_ = self.accepted.generation_id
+        return (await database.run(selectors.owned, user_id=self._user_id, generation_id=id_)).answer
 
 
 async def ask(
@@ -160,7 +194,7 @@ async def ask(
     if accepted.generation_id != generation_id:
         # The same request came before: read that one from its beginning, and don't stop what another waits for.
         hub.detach(generation_id, inbox)
-        answer._stops_when_left = False
+        answer.keep()
         await hub.attach(accepted.generation_id, inbox, after=0)
     return answer
 
@@ -168,8 +202,18 @@ async def ask(
 async def read(*, user_id: uuid.UUID, accepted: Accepted, after: int) -> Answer:
     """Read a generation that was accepted before. Raises Refused(bad_cursor, not_found)."""
     inbox = _Inbox()
+    told = await database.run(_told_until, accepted.generation_id, after) if after else ""
     await get_hub().attach(accepted.generation_id, inbox, after=after)
-    return Answer(accepted, user_id, inbox, stops_when_left=False, after=after)
+    return Answer(accepted, user_id, inbox, stops_when_left=False, told=told)
+
+
+def _told_until(generation_id: str, after: int) -> str | None:
+    """Return the text of the frames up to number ``after``; None when the log is gone, or cannot be read now."""
+    try:
+        frames = selectors.log_of(generation_id).frames
+    except (redis.RedisError, ContractError):
+        return None
+    return "".join(frame.text for frame in frames[:after]) if frames else None
 
 
 _tasks: set[asyncio.Task[None]] = set()

@@ -39,7 +39,7 @@ def route(*methods: str, is_plain: bool = False) -> Callable[[View], View]:
                     )  # fmt: skip
                 response = await view(request, **kwargs)
             except Exception as error:
-                refused = _as_api_error(error, is_plain)
+                refused = as_api_error(error, is_plain=is_plain)
                 response = refused.plain_response() if is_plain else refused.response()
                 if refused.status == 405:
                     response["Allow"] = ", ".join(methods)
@@ -62,7 +62,8 @@ def body_of(request: HttpRequest) -> bytes:
         raise ApiError("The body did not come whole. Send it again.") from error
 
 
-def _as_api_error(error: Exception, is_plain: bool) -> ApiError:
+def as_api_error(error: Exception, *, is_plain: bool = False) -> ApiError:
+    """Return what the client is told of an error; one that nobody expected is logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Refused):

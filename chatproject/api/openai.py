@@ -17,9 +17,10 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from chatproject.accounts.models import User
 from chatproject.api import auth, database, errors, schemas, shapes, sse
 from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask
-from chatproject.api.edge import body_of, route
+from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
 from chatproject.api.schemas import ChatRequest, CompletionRequest
+from chatproject.api.sent import Replaced, Sent
 from chatproject.api.shapes import CHAT, TEXT, Shape
 from chatproject.contract.messages import Turn
 from chatproject.generations import selectors
@@ -84,7 +85,8 @@ async def _complete(
     with_logprobs = params.logprobs is not None
     headers = {"x-request-id": answer.accepted.generation_id}
     if asked.stream:
-        return sse.response(_stream(answer, shape, asked.includes_usage, with_logprobs), headers=headers)
+        stream = _stream(answer, shape, asked.includes_usage, with_logprobs, has_key=bool(key))
+        return sse.response(stream, headers=headers)
     try:
         end = await answer.wait()
     finally:
@@ -98,8 +100,10 @@ async def _complete(
     return JsonResponse(body, headers=headers)
 
 
-async def _stream(answer: Answer, shape: Shape, with_usage: bool, with_logprobs: bool) -> AsyncIterator[bytes]:
-    accepted = answer.accepted
+async def _stream(
+    answer: Answer, shape: Shape, with_usage: bool, with_logprobs: bool, *, has_key: bool
+) -> AsyncIterator[bytes]:
+    accepted, sent = answer.accepted, Sent()
     try:
         first = shape.first(accepted, with_usage=with_usage)
         if first is not None:
@@ -108,14 +112,22 @@ async def _stream(answer: Answer, shape: Shape, with_usage: bool, with_logprobs:
             if isinstance(heard, Silence):
                 yield sse.PING
             elif isinstance(heard, Delta):
-                logprobs = heard.logprobs if with_logprobs else None
-                yield sse.event(shape.piece(accepted, heard.text, logprobs, with_usage=with_usage))
+                fresh = sent.take(heard.text, at=heard.at)
+                logprobs = heard.logprobs if with_logprobs and fresh == heard.text else None
+                if fresh:
+                    yield sse.event(shape.piece(accepted, fresh, logprobs, with_usage=with_usage))
             elif heard.reason in _FINISHED:
+                sent.close(answer.text)
                 yield sse.event(shape.last(accepted, heard, with_usage=with_usage))
                 if with_usage:
                     yield sse.event(shape.usage(accepted, heard))
             else:
                 yield sse.event(errors.of_end(heard).as_json())
+        yield sse.DONE
+    except Exception as error:
+        if isinstance(error, Replaced) and has_key:
+            answer.keep()
+        yield sse.event(as_api_error(error).as_json())
         yield sse.DONE
     finally:
         answer.leave()

@@ -18,7 +18,7 @@ from chatproject import health as probes
 from chatproject import redis_client
 from chatproject.api import auth, database, errors, schemas, sse
 from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask, read
-from chatproject.api.edge import body_of, route
+from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
 from chatproject.chat import protocol, services
 from chatproject.contract import broker, names
@@ -178,13 +178,19 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
                 replaced = {"replace": True} if heard.replaces else {}
                 yield sse.event({"token": heard.text, "done": False, **replaced}, id_=heard.seq)
             elif heard.code is not None:
-                failed = errors.of_end(heard)
-                yield sse.event({"token": "", "done": True, "error": failed.code, "message": failed.message})
+                yield _failed(errors.of_end(heard))
             else:
-                yield sse.event({"token": "", "done": True, **_how(heard)})
+                yield sse.event({"token": "", "done": True, **_how(heard), "sha256": heard.sha256})
+        yield sse.DONE
+    except Exception as error:
+        yield _failed(as_api_error(error, is_plain=True))
         yield sse.DONE
     finally:
         answer.leave()
+
+
+def _failed(error: ApiError) -> bytes:
+    return sse.event({"token": "", "done": True, "error": error.code or error.type, "message": error.message})
 
 
 def _how(end: End) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def frame(seq: int, text: str = "", *, at: int = 0, end: End | None = None) -> F
     return Frame(generation_id=ID, run=1, seq=seq, kind="end" if end else "delta", at=at, text=text, end=end)
 
 
-async def heard(inbox: _Inbox, *, after: int = 0) -> list[object]:
+async def heard(inbox: _Inbox, *, told: str | None = "") -> list[object]:
     accepted = Accepted(generation_id=ID, created=0, model="m")
-    answer = Answer(accepted, uuid.uuid4(), inbox, stops_when_left=False, after=after)
+    answer = Answer(accepted, uuid.uuid4(), inbox, stops_when_left=False, told=told)
     return [event async for event in answer.events(ping_s=0.05)]
 
 
@@ -70,13 +70,16 @@ async def test_silence_is_told_until_the_answer_comes() -> None:
     assert told[-2:] == [Delta(text="hi", seq=2), end]
 
 
-@pytest.mark.parametrize(("after", "replaces"), [(0, False), (4, True)])
-async def test_when_the_log_is_gone_the_whole_text_comes_once(after: int, replaces: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "rest", "replaces"),
+    [("", "whole", False), ("who", "le", False), ("so", "whole", True), (None, "whole", True)],
+)
+async def test_when_the_log_is_gone_the_whole_text_comes_once(told: str | None, rest: str, replaces: bool) -> None:
     inbox = _Inbox()
     end = End(status="done", reason=FinishReason.STOP)
     inbox.on_state(State(generation_id=ID, thread=None, status="done", seq=8, text="whole"))
     inbox.on_frames([frame(9, end=end)])
-    assert await heard(inbox, after=after) == [Delta(text="whole", seq=8, replaces=replaces), end]
+    assert await heard(inbox, told=told) == [Delta(text=rest, seq=8, at=5 - len(rest), replaces=replaces), end]
 
 
 def test_the_counters_of_several_processes_are_shown_as_one(tmp_path: Path) -> None:
