@@ -15,7 +15,8 @@ from chatproject.garbage import leave_out_what_is_loaded
 http = get_asgi_application()
 
 from chatproject import urls  # noqa: E402, F401 - else the first request imports all that it names
+from chatproject.api.connection import connected  # noqa: E402
 from chatproject.chat.routing import websocket  # noqa: E402
 
-application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+application = ProtocolTypeRouter({"http": connected(http), "websocket": websocket})
 leave_out_what_is_loaded()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,11 +16,12 @@ import redis
 
 from chatproject.accounts.errors import Refused
 from chatproject.api import database
+from chatproject.api.inbox import Inbox
 from chatproject.contract.errors import ContractError, Refusal
 from chatproject.contract.frames import End, Frame, TokenLogprob, answer_sha256
 from chatproject.generations import selectors, services
 from chatproject.generations.streaming.hub import get_hub
-from chatproject.generations.streaming.reader import Queued, State
+from chatproject.generations.streaming.reader import State
 
 log = logging.getLogger(__name__)
 PING_S: Final = 12.0
@@ -52,30 +53,11 @@ class Accepted:
     conversation_id: str | None = None
 
 
-class _Inbox:
-    """The hub's reader: puts what it hears into a queue. A whole answer fits the model's context, so it is bounded."""
-
-    def __init__(self) -> None:
-        self.heard: asyncio.Queue[State | Frame] = asyncio.Queue()
-
-    def on_state(self, state: State) -> None:
-        """Take the state: only its text matters, when the log was lost."""
-        self.heard.put_nowait(state)
-
-    def on_queued(self, queued: Queued) -> None:
-        """Leave out news of the wait: these dialects have no word for it but a ping."""
-
-    def on_frames(self, frames: Sequence[Frame]) -> None:
-        """Take the next frames."""
-        for frame in frames:
-            self.heard.put_nowait(frame)
-
-
 class Answer:
     """A generation and its reader. Call `leave` when done, so that the hub lets go of it."""
 
     def __init__(
-        self, accepted: Accepted, user_id: uuid.UUID, inbox: _Inbox, *, stops_when_left: bool, told: str | None = ""
+        self, accepted: Accepted, user_id: uuid.UUID, inbox: Inbox, *, stops_when_left: bool, told: str | None = ""
     ) -> None:
         """``told`` is what the reader holds already; None when that is not known."""
         self.accepted = accepted
@@ -92,12 +74,12 @@ class Answer:
         """Yield the text as it comes, and the end last. Call once.
 
         What was yielded is what is stored whenever the end says that the answer is finished. Raises
-        Refused(not_found) and django.db.Error when that could not be read.
+        Refused(not_found) and django.db.Error when that could not be read, and what the inbox raises.
         """
         while self.end is None:
             try:
                 async with asyncio.timeout(ping_s):
-                    heard = await self._inbox.heard.get()
+                    heard = await self._inbox.take()
             except TimeoutError:
                 yield Silence()
                 continue
@@ -131,9 +113,10 @@ class Answer:
         self._stops_when_left = False
 
     def leave(self) -> None:
-        """Stop reading. Where nobody waits any more, the generation is stopped too."""
+        """Stop reading. Where nobody waits any more, the generation is stopped too. May be called twice."""
         get_hub().detach(self.accepted.generation_id, self._inbox)
         if self._stops_when_left and self.end is None:
+            self._stops_when_left = False
             _later(_stop(self._user_id, self.accepted.generation_id))
 
     def _told(self, frame: Frame) -> Delta | None:
@@ -172,11 +155,12 @@ async def ask(
     user_id: uuid.UUID,
     accept: Callable[[str, str], Accepted],
     stops_when_left: bool,
+    inbox: Inbox | None = None,
 ) -> Answer:
     """Accept a generation and read it. ``accept`` gets the id and the channel for the frames. Raises Refused."""
     hub = get_hub()
     await hub.start()
-    generation_id, inbox = str(uuid.uuid4()), _Inbox()
+    generation_id, inbox = str(uuid.uuid4()), inbox or Inbox()
     hub.expect(generation_id, inbox)
     try:
         # Shielded: who goes away in this moment leaves an accepted generation, and that is stopped below.
@@ -199,11 +183,14 @@ async def ask(
     return answer
 
 
-async def read(*, user_id: uuid.UUID, accepted: Accepted, after: int) -> Answer:
+async def read(*, user_id: uuid.UUID, accepted: Accepted, after: int, inbox: Inbox) -> Answer:
     """Read a generation that was accepted before. Raises Refused(bad_cursor, not_found)."""
-    inbox = _Inbox()
     told = await database.run(_told_until, accepted.generation_id, after) if after else ""
-    await get_hub().attach(accepted.generation_id, inbox, after=after)
+    try:
+        await get_hub().attach(accepted.generation_id, inbox, after=after)
+    except BaseException:
+        get_hub().detach(accepted.generation_id, inbox)
+        raise
     return Answer(accepted, user_id, inbox, stops_when_left=False, told=told)
 
 

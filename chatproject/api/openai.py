@@ -17,8 +17,10 @@ from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from chatproject.accounts.models import User
 from chatproject.api import auth, database, errors, schemas, shapes, sse
 from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask
+from chatproject.api.connection import connection_of
 from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
+from chatproject.api.inbox import Inbox
 from chatproject.api.schemas import ChatRequest, CompletionRequest
 from chatproject.api.sent import Replaced, Sent
 from chatproject.api.shapes import CHAT, TEXT, Shape
@@ -81,10 +83,13 @@ async def _complete(
         created = calendar.timegm(row.accepted_at.utctimetuple())
         return Accepted(generation_id=str(row.id), created=created, model=row.model)
 
-    answer = await ask(user_id=user.pk, accept=accept_it, stops_when_left=True)
+    connection = connection_of(request)
+    inbox = Inbox(on_too_slow=connection.cut) if asked.stream else None
+    answer = await ask(user_id=user.pk, accept=accept_it, stops_when_left=True, inbox=inbox)
     with_logprobs = params.logprobs is not None
     headers = {"x-request-id": answer.accepted.generation_id}
     if asked.stream:
+        connection.on_end(answer.leave)
         stream = _stream(answer, shape, asked.includes_usage, with_logprobs, has_key=bool(key))
         return sse.response(stream, headers=headers)
     try:
@@ -129,8 +134,6 @@ async def _stream(
             answer.keep()
         yield sse.event(as_api_error(error).as_json())
         yield sse.DONE
-    finally:
-        answer.leave()
 
 
 def _idempotency_key(request: HttpRequest) -> str:

@@ -18,8 +18,10 @@ from chatproject import health as probes
 from chatproject import redis_client
 from chatproject.api import auth, database, errors, schemas, sse
 from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask, read
+from chatproject.api.connection import connection_of
 from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
+from chatproject.api.inbox import Inbox
 from chatproject.chat import protocol, services
 from chatproject.contract import broker, names
 from chatproject.contract.errors import ContractError
@@ -111,7 +113,11 @@ async def stream(request: HttpRequest, correlation_id: str) -> HttpResponseBase:
     user = await auth.authenticate(request, scope="chat")
     row = await database.run(selectors.owned, user_id=user.pk, generation_id=correlation_id)
     after = _cursor(request.headers.get("Last-Event-ID", ""))
-    return sse.response(_events(await read(user_id=user.pk, accepted=_of_row(row), after=after)))
+    connection = connection_of(request)
+    inbox = Inbox(on_too_slow=connection.cut)
+    answer = await read(user_id=user.pk, accepted=_of_row(row), after=after, inbox=inbox)
+    connection.on_end(answer.leave)
+    return sse.response(_events(answer))
 
 
 @route("GET", is_plain=True)
@@ -185,8 +191,6 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
     except Exception as error:
         yield _failed(as_api_error(error, is_plain=True))
         yield sse.DONE
-    finally:
-        answer.leave()
 
 
 def _failed(error: ApiError) -> bytes:

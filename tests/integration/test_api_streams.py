@@ -1,9 +1,14 @@
-"""Streams of the API whose answer is long in coming, over real processes without a worker."""
+"""Streams of the API whose answer is long, or long in coming, over real processes without a worker."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +16,36 @@ import pytest
 from tests.integration.stack import Stack, running
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
+
+STORED = """
+from django.utils import timezone
+from chatproject.accounts.models import User
+from chatproject.generations.models import Generation
+print(Generation.objects.create(
+    user=User.objects.get(username="alice"), client_id="long", body_sha256="", model="demo", lane="interactive",
+    request={}, status="done", expires_at=timezone.now(), answer="~" * 600_000, reason="stop", end_seq=3,
+).id)
+"""
+# What a worker sends to the web processes that watch, without a log: 600 frames of 50 KB in some 10 s.
+FRAMES = """
+import time, redis
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+from django.conf import settings
+from chatproject.contract import names
+from chatproject.contract.frames import Frame, channel_message
+
+async def tell(id_, channel):
+    layer = get_channel_layer()
+    await layer.send(channel, channel_message([Frame(id_, 1, 1, "started")]))
+    for n in range(600):
+        frame = Frame(id_, 1, n + 2, "delta", n * 50_000, "y" * 50_000)
+        await layer.send(channel, channel_message([frame]))
+        time.sleep(0.015)
+
+(channel,) = redis.Redis.from_url(settings.REDIS_URL, decode_responses=True).zrange(names.watch_key(ID), 0, -1)
+async_to_sync(tell)(ID, channel)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +60,58 @@ def http(stack: Stack) -> Iterator[httpx.Client]:
         yield http
 
 
+def ask(http: httpx.Client) -> dict[str, Any]:
+    asked: dict[str, Any] = http.post("/stream-chat", json={"message": "Is anybody there?"}).json()
+    return asked
+
+
+@contextlib.contextmanager
+def unread(stack: Stack, path: str) -> Iterator[socket.socket]:
+    """A stream that was asked for, of which little fits into the client's kernel."""
+    with socket.socket() as connected:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connected.settimeout(30)
+        connected.connect(("127.0.0.1", stack.port))
+        key = stack.cast["alice"].key
+        connected.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {key}\r\n\r\n".encode())
+        yield connected
+
+
+def read_all(connected: socket.socket, *, at_once: int = 1 << 16, pause_s: float = 0) -> bytes:
+    """Read until the last chunk, or until the connection is lost."""
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while not found.endswith(b"\r\n0\r\n\r\n") and (more := connected.recv(at_once)):
+            found += more
+            time.sleep(pause_s)
+    return found
+
+
 def test_a_stream_answers_before_there_is_anything_to_tell(http: httpx.Client) -> None:
-    asked = http.post("/stream-chat", json={"message": "Is anybody there?"}).json()
-    with http.stream("GET", asked["stream_endpoint"], timeout=8) as stream:
+    with http.stream("GET", ask(http)["stream_endpoint"], timeout=8) as stream:
         assert stream.status_code == 200
+
+
+def test_who_reads_slowly_gets_the_whole_answer(stack: Stack) -> None:
+    generation = stack.python(STORED).split()[-1]
+    with unread(stack, f"/stream/{generation}") as connected:
+        time.sleep(1)  # all that fits is on its way
+        told = read_all(connected, at_once=16_384, pause_s=0.01)
+    assert told.count(b"~") == 600_000
+    assert told.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_who_never_reads_is_cut_off(stack: Stack, http: httpx.Client) -> None:
+    """Thirty megabytes are told to it: the process does not keep them."""
+    asked = ask(http)
+    with http.stream("GET", asked["stream_endpoint"]):  # all that is loaded once is loaded
+        before = stack.memory_bytes("web")
+    with unread(stack, asked["stream_endpoint"]) as connected, ThreadPoolExecutor(1) as pool:
+        assert connected.recv(1), "it has begun"
+        telling, most = pool.submit(stack.python, f"ID = {asked['correlation_id']!r}\n{FRAMES}"), 0
+        while not telling.done():
+            most = max(most, stack.memory_bytes("web") - before)
+            time.sleep(0.05)
+        telling.result()
+        assert most < 16_000_000
+        assert len(read_all(connected)) < 3_000_000

@@ -13,7 +13,8 @@ import pytest
 
 from chatproject.accounts.errors import Refused
 from chatproject.api import errors
-from chatproject.api.answer import Accepted, Answer, Delta, Silence, _Inbox
+from chatproject.api.answer import Accepted, Answer, Delta, Silence
+from chatproject.api.inbox import Inbox
 from chatproject.contract.errors import Failure, FinishReason, Refusal
 from chatproject.contract.frames import End, Frame
 from chatproject.generations.streaming.reader import State
@@ -55,14 +56,14 @@ def frame(seq: int, text: str = "", *, at: int = 0, end: End | None = None) -> F
     return Frame(generation_id=ID, run=1, seq=seq, kind="end" if end else "delta", at=at, text=text, end=end)
 
 
-async def heard(inbox: _Inbox, *, told: str | None = "") -> list[object]:
+async def heard(inbox: Inbox, *, told: str | None = "") -> list[object]:
     accepted = Accepted(generation_id=ID, created=0, model="m")
     answer = Answer(accepted, uuid.uuid4(), inbox, stops_when_left=False, told=told)
     return [event async for event in answer.events(ping_s=0.05)]
 
 
 async def test_silence_is_told_until_the_answer_comes() -> None:
-    inbox = _Inbox()
+    inbox = Inbox()
     end = End(status="done", reason=FinishReason.STOP)
     asyncio.get_running_loop().call_later(0.12, inbox.on_frames, [frame(2, "hi"), frame(3, end=end)])
     told = await heard(inbox)
@@ -75,7 +76,7 @@ async def test_silence_is_told_until_the_answer_comes() -> None:
     [("", "whole", False), ("who", "le", False), ("so", "whole", True), (None, "whole", True)],
 )
 async def test_when_the_log_is_gone_the_whole_text_comes_once(told: str | None, rest: str, replaces: bool) -> None:
-    inbox = _Inbox()
+    inbox = Inbox()
     end = End(status="done", reason=FinishReason.STOP)
     inbox.on_state(State(generation_id=ID, thread=None, status="done", seq=8, text="whole"))
     inbox.on_frames([frame(9, end=end)])
