@@ -95,6 +95,8 @@ def cluster(options: Options, directory: Path, **more: str) -> Iterator[Cluster]
             environment["CHAOS_REDIS"] = "memory"
         if options.mixed:
             environment["CHAOS_MIXED"] = "1"
+        if options.clocks == "all":
+            environment["CHAOS_CLOCKS"] = ",".join(ROLES)
         if options.defect:
             environment["CHAOS_DEFECT"] = options.defect
         service = stack.enter_context(running(directory, **environment | more))

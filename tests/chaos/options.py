@@ -20,6 +20,7 @@ class Options:
     redis: str  # log: with its append-only file; memory: what it holds dies with it
     engine: str  # fake or torch
     mixed: bool  # workers of three versions
+    clocks: str  # whose are wrong by up to an hour: workers, or all
     defect: str  # of `planted`, or empty
     keep: str  # where to leave history and logs; empty: nowhere
     scenario: str  # of `scenarios`, instead of all else
@@ -34,6 +35,7 @@ class Options:
         words += ["--redis memory"] if self.redis == "memory" else []
         words += ["--engine torch"] if self.engine == "torch" else []
         words += ["--mixed"] if self.mixed else []
+        words += ["--clocks all"] if self.clocks == "all" else []
         words += [f"--defect {self.defect}"] if self.defect else []
         return f"make chaos ARGS='{' '.join(words)}'"
 
@@ -55,6 +57,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--redis", choices=("log", "memory"), default="log", help="memory: without its log file")
     parser.add_argument("--engine", choices=("fake", "torch"), default="fake", help="torch: the bundled model")
     parser.add_argument("--mixed", action="store_true", help="one worker of a newer contract, one of the first")
+    parser.add_argument("--clocks", choices=("workers", "all"), default="workers", help="whose are wrong")
     parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="", help="measure one thing, with its goal")
@@ -69,6 +72,6 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed
     return Options(
         seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,
-        redis=found.redis, engine=found.engine, mixed=found.mixed, keep=found.keep, scenario=found.scenario,
-        only=tuple(found.only),
+        redis=found.redis, engine=found.engine, mixed=found.mixed, clocks=found.clocks, keep=found.keep,
+        scenario=found.scenario, only=tuple(found.only),
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Set the clock of a worker wrong, for what asks `time.time`: today its libraries alone, and nothing may go by it."""
+"""Set the clock of a process wrong, for what asks `time.time` and Django's `timezone.now`: nothing may go by it.
+
+Of a worker only its libraries ask. Whom the clocks of web and records hosts mislead is what a run is to show.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,27 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import ModuleType
 
 MOST_S = 3600.0
+Change = Callable[[ModuleType], None]
 
 
-def set_wrong() -> None:
-    """From now on `time.time` of this process is off by up to an hour; each process has its own error."""
+def set_wrong() -> dict[str, Change]:
+    """From now on `time.time` of this process is off by up to an hour; each process has its own error.
+
+    Returns what `after_import` has to change, so that Django's clock is off by the same.
+    """
     real, real_ns = time.time, time.time_ns
     off_s = random.Random(os.getpid()).uniform(-MOST_S, MOST_S)
     time.time = lambda: real() + off_s
     time.time_ns = lambda: real_ns() + int(off_s * 1e9)
     print(f"chaos: this clock is {off_s:+.0f} s off", file=sys.stderr)
+
+    def change(module: ModuleType) -> None:
+        now = module.now
+        module.now = lambda: now() + timedelta(seconds=off_s)
+
+    return {"django.utils.timezone": change}

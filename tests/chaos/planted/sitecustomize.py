@@ -1,8 +1,8 @@
 """What chaos changes in the service's own processes: product code knows nothing of it.
 
 Python imports a module of this name at its start when its directory is on PYTHONPATH; `tests.chaos.cluster` puts it
-there. In every run connections are led through the proxy, and the workers' clocks are wrong; ``--defect`` plants a
-defect as well, which waits until the module it spoils has been imported.
+there. In every run connections are led through the proxy, and the clocks of the roles in ``CHAOS_CLOCKS`` are wrong;
+``--defect`` plants a defect as well, which waits until the module it spoils has been imported.
 """
 
 from __future__ import annotations
@@ -160,10 +160,11 @@ def _start() -> None:
     changes["chatproject.generations.scripts"] = functools.partial(tickets.unreliable_accepts, control=control)
     if os.environ.get("CHAOS_REDIS") == "memory":
         changes["chatproject.ops.up.redis_server"] = _no_log_file
-    if links.role_of(sys.orig_argv) == "worker":
-        clocks.set_wrong()
-        if os.environ.get("CHAOS_MIXED"):
-            changes |= versions.CHANGES
+    role = links.role_of(sys.orig_argv)
+    if role in os.environ.get("CHAOS_CLOCKS", "worker").split(","):
+        changes |= clocks.set_wrong()
+    if role == "worker" and os.environ.get("CHAOS_MIXED"):
+        changes |= versions.CHANGES
     if defect := os.environ.get("CHAOS_DEFECT"):
         changes |= DEFECTS[defect][0]  # of other modules than those of the links
     change(changes)
