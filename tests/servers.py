@@ -69,9 +69,38 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
             yield f"redis://127.0.0.1:{port}/0"
 
 
+class PostgreSQL:
+    """A cluster of its own that runs without fsync. Belongs to one thread that stays: it stops with the thread."""
+
+    def __init__(self, url: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.url = url  # of its empty database
+        self._start = start
+        self.process = start()
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it without waiting for clients: SIGINT tidily, SIGQUIT as in a crash."""
+        self.process.send_signal(how)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def start(self) -> None:
+        """Start it again, on the same port; it takes connections a moment later."""
+        self.process = self._start()
+
+
 @contextmanager
 def postgresql_server(*, outlives_kills: bool = False) -> Iterator[str]:
-    """Run a PostgreSQL cluster without fsync; yield the URL of its empty database.
+    """Run `postgresql`; yield the URL of its empty database."""
+    with postgresql(outlives_kills=outlives_kills) as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql(*, outlives_kills: bool = False) -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL cluster without fsync.
 
     ``outlives_kills``: a commit is in the kernel's hands before it is acknowledged, as it is by default; otherwise a
     killed server forgets what was committed in its last moment.
@@ -96,18 +125,24 @@ def postgresql_server(*, outlives_kills: bool = False) -> Iterator[str]:
         command = [str(binaries / "postgres"), "-D", data]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory,
-            preexec_fn=_as_user(user, signal.SIGINT),
-        )  # fmt: skip
-        # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
-        with stopping(process, signal.SIGINT):
+
+        def start() -> subprocess.Popen[bytes]:
+            # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
+            return subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory,
+                preexec_fn=_as_user(user, signal.SIGINT),
+            )  # fmt: skip
+
+        server = PostgreSQL(f"postgres://chat@127.0.0.1:{port}/chat", start)
+        try:
             ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "chat"]
-            _wait(process, lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
+            _wait(server.process, lambda: subprocess.run(ready, check=False).returncode == 0, "postgres")
             _check(
                 [str(binaries / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "chat", "chat"], directory, user
             )
-            yield f"postgres://chat@127.0.0.1:{port}/chat"
+            yield server
+        finally:
+            server.stop()
 
 
 def _check(command: list[str], directory: str, user: str | None) -> None:

@@ -78,6 +78,7 @@ class Silence:
 
     began: float
     ended: float
+    url: str = ""  # of the web process
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.chats import Chat, Silence, View
-from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA, SILENCES
+from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA, SILENCES, SILENCES_ONE
 from tests.chaos.nemesis import Done
 
 LOST_TICKET_S = 3.0
@@ -132,12 +132,17 @@ def _silent(accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verdict) 
     for chat in accepted:
         for silence in chat.silences:
             seconds = silence.ended - silence.began
-            if _covered(silence, broken) > seconds / 2:
+            if _covered(silence, [*broken, *_hung(faults, silence.url)]) > seconds / 2:
                 num_excused += 1
             else:
                 found.append(f"{_name(chat)}: {seconds:.0f} s, until {silence.ended:.0f} s")
     verdict.figures.append(("silences while all was cut off", str(num_excused)))
     return found
+
+
+def _hung(faults: Sequence[Done], url: str) -> list[tuple[float, float]]:
+    """Return when the web process at this address answered nobody."""
+    return [(each.began, each.ended) for each in faults if each.kind in SILENCES_ONE and each.hit.get("url") == url]
 
 
 def _covered(silence: Silence, intervals: Sequence[tuple[float, float]]) -> float:

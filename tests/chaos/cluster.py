@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import redis
 from tests.chaos import disk
 from tests.chaos.options import Options
 from tests.chaos.proxy import ROLES, Proxy, serving
-from tests.servers import postgresql_server
+from tests.servers import PostgreSQL, postgresql
 from tests.service import HOOKS, Service, running
 
 WEBS, WORKERS, USERS = 2, 3, 4
@@ -56,12 +57,21 @@ class Cluster:
     service: Service
     users: dict[str, str]  # id: key
     proxy: Proxy
+    database: PostgreSQL | None  # None: SQLite
 
     @property
     def urls(self) -> list[str]:
         """Every web process's own; there is no balancer before them."""
         host, _, port = self.service.url.rpartition(":")
         return [f"{host}:{int(port.rstrip('/')) + index}" for index in range(WEBS)]
+
+    def url_of(self, pid: int) -> str:
+        """Return the address that a web process serves; empty when it is gone."""
+        try:
+            port = re.search(rb"tcp:port=(\d+)", Path(f"/proc/{pid}/cmdline").read_bytes())
+        except OSError:
+            return ""
+        return f"{self.service.url.rpartition(':')[0]}:{int(port[1])}" if port else ""
 
     def pids(self, role: str) -> list[int]:
         """Return the processes of a role now."""
@@ -89,8 +99,9 @@ def cluster(options: Options, directory: Path, **more: str) -> Iterator[Cluster]
             "CHAT_ENGINE": options.engine, "CHAT_FAKE_STEP_MS": "20", "WEBS": str(WEBS), "WORKERS": str(WORKERS),
             "PORT": str(_free_ports(WEBS)), "PYTHONPATH": f"{HOOKS}:{_PLANTED}", "CHAOS_CONTROL": str(proxy.control),
         }  # fmt: skip
-        if options.database == "postgres":
-            environment["DATABASE_URL"] = stack.enter_context(postgresql_server(outlives_kills=True))
+        database = stack.enter_context(postgresql(outlives_kills=True)) if options.database == "postgres" else None
+        if database is not None:
+            environment["DATABASE_URL"] = database.url
         if options.redis == "memory":
             environment["CHAOS_REDIS"] = "memory"
         if options.mixed:
@@ -100,7 +111,8 @@ def cluster(options: Options, directory: Path, **more: str) -> Iterator[Cluster]
         if options.defect:
             environment["CHAOS_DEFECT"] = options.defect
         service = stack.enter_context(running(directory, **environment | more))
-        found = Cluster(service=service, users=json.loads(service.python(_MAKE_USERS % USERS)), proxy=proxy)
+        users = json.loads(service.python(_MAKE_USERS % USERS))
+        found = Cluster(service=service, users=users, proxy=proxy, database=database)
         for url in found.urls:  # A web process connects when it is asked for something.
             urllib.request.urlopen(f"{url}/readyz", timeout=30).close()
         if missing := set(ROLES) - proxy.roles():

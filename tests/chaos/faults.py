@@ -52,10 +52,34 @@ async def kill_web(cluster: Cluster, choose: random.Random) -> Hit:
     return {"pid": pid, "did": _send(pid, signal.SIGKILL)}
 
 
+async def term_web(cluster: Cluster, choose: random.Random) -> Hit:
+    """A deploy: SIGTERM of one web process, with all its sockets."""
+    pid = choose.choice(cluster.pids("web") or [0])
+    return {"pid": pid, "did": _send(pid, signal.SIGTERM)}
+
+
+async def stop_web(cluster: Cluster, choose: random.Random) -> Hit:
+    """One web process takes connections and answers nobody, for longer than its clients are patient."""
+    pid = choose.choice(cluster.pids("web") or [0])
+    url, stopped_s = cluster.url_of(pid), choose.uniform(21, 24)
+    did = _send(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(stopped_s)
+    finally:
+        _send(pid, signal.SIGCONT)
+    return {"pid": pid, "did": did, "url": url, "s": stopped_s}
+
+
 async def kill_records(cluster: Cluster, choose: random.Random) -> Hit:
     """`kill -9` of what stores ends and sweeps."""
     pid = choose.choice(cluster.pids("records") or [0])
     return {"pid": pid, "did": _send(pid, signal.SIGKILL)}
+
+
+async def term_records(cluster: Cluster, choose: random.Random) -> Hit:
+    """A deploy: SIGTERM of what stores ends and sweeps."""
+    pid = choose.choice(cluster.pids("records") or [0])
+    return {"pid": pid, "did": _send(pid, signal.SIGTERM)}
 
 
 async def stop_records(cluster: Cluster, choose: random.Random) -> Hit:
@@ -127,11 +151,26 @@ async def fill_redis(cluster: Cluster, choose: random.Random) -> Hit:
 
     did = await asyncio.to_thread(_quietly, lambda: limit("1mb"))
     await asyncio.sleep(full_s)
-    for _ in range(60):  # It may be away just now.
-        if await asyncio.to_thread(_quietly, lambda: limit("0")):
-            break
-        await asyncio.sleep(0.5)
+    await _insist(lambda: limit("0"))
     return {"did": bool(did), "s": full_s, "running": running}
+
+
+async def refuse_writes(cluster: Cluster, choose: random.Random) -> Hit:
+    """Redis lacks a replica and serves reads alone, for longer than any lease; a worker is killed meanwhile."""
+    refused_s = choose.uniform(12, 20)
+    kill_after_s = choose.uniform(1, refused_s / 2)
+    running = await asyncio.to_thread(lambda: sorted(leases(cluster)))
+
+    def demand_replicas(num: int) -> bool:
+        with cluster.redis() as client:
+            return bool(client.config_set("min-replicas-to-write", num))
+
+    did = await asyncio.to_thread(_quietly, lambda: demand_replicas(1))
+    await asyncio.sleep(kill_after_s)
+    killed = await kill_worker(cluster, choose)
+    await asyncio.sleep(refused_s - kill_after_s)
+    await _insist(lambda: demand_replicas(0))
+    return {"did": bool(did), "s": refused_s, "running": running, "killed": killed["pid"]}
 
 
 async def fill_disk(cluster: Cluster, choose: random.Random) -> Hit:
@@ -160,6 +199,17 @@ async def crash_database(cluster: Cluster, choose: random.Random) -> Hit:
 
     pid = await asyncio.to_thread(crash)
     return {"pid": pid, "did": bool(pid)}
+
+
+async def restart_database(cluster: Cluster, choose: random.Random) -> Hit:
+    """The whole server ends, tidily or as in a crash, and is back after some seconds."""
+    server, how = cluster.database, choose.choice((signal.SIGINT, signal.SIGQUIT))
+    assert server is not None
+    await asyncio.to_thread(server.stop, how)
+    away_s = choose.uniform(0.5, 3)
+    await asyncio.sleep(away_s)
+    server.start()  # in this thread: it ends with the one that starts it
+    return {"did": True, "s": away_s, "how": how.name}
 
 
 async def cut_links(cluster: Cluster, choose: random.Random) -> Hit:
@@ -203,22 +253,28 @@ async def throttle_links(cluster: Cluster, choose: random.Random) -> Hit:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        kill_worker, term_worker, stop_worker, kill_web, kill_records, stop_records, drop_tickets, repeat_tickets,
-        kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, fill_disk, crash_database, cut_links,
-        hold_links, delay_links, throttle_links,
+        kill_worker, term_worker, stop_worker, kill_web, term_web, stop_web, kill_records, term_records, stop_records,
+        drop_tickets, repeat_tickets, kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, refuse_writes,
+        fill_disk, crash_database, restart_database, cut_links, hold_links, delay_links, throttle_links,
     )
 }  # fmt: skip
-NEEDS_POSTGRESQL = frozenset({"crash_database"})
+NEEDS_POSTGRESQL = frozenset({"crash_database", "restart_database"})
 NEEDS_ROOT = frozenset({"fill_disk"})
 LOSES_DATA = frozenset({"kill_redis", "flush_redis"})
 # Those after which others may hold a worker for dead; what it ran is in the hit.
-KILLS_WORKERS = frozenset({"kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis", "fill_disk"})
+KILLS_WORKERS = frozenset({
+    "kill_worker", "term_worker", "stop_worker", "hold_links", "fill_redis", "refuse_writes", "fill_disk",
+})  # fmt: skip
 
 # Those during which no frame can reach anybody. A killed web process is none: its readers come back at once.
 SILENCES = frozenset({
-    "hold_links", "stop_redis", "pause_redis", "kill_redis", "flush_redis", "fill_redis", "fill_disk", "crash_database",
-    "stop_records", "throttle_links",
+    "hold_links", "stop_redis", "pause_redis", "kill_redis", "flush_redis", "fill_redis", "refuse_writes", "fill_disk",
+    "crash_database", "restart_database", "stop_records", "throttle_links",
 })  # fmt: skip
+# The same for those alone who are connected to the process at the hit's url.
+SILENCES_ONE = frozenset({"stop_web"})
+# The next faults come meanwhile: it is long, and touches one process of several.
+BESIDE_OTHERS = frozenset({"stop_web"})
 
 
 def leases(cluster: Cluster) -> dict[str, str]:
@@ -273,6 +329,14 @@ async def _order_tickets(cluster: Cluster, order: str, *, for_s: float) -> int:
     finally:
         tickets.order_file(cluster.proxy.control).unlink()
     return (count.stat().st_size if count.exists() else 0) - before
+
+
+async def _insist(do: Callable[[], Any]) -> None:
+    """Do it within 30 s: Redis may be away just now."""
+    for _ in range(60):
+        if await asyncio.to_thread(_quietly, do):
+            break
+        await asyncio.sleep(0.5)
 
 
 def _quietly(do: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.chaos import disk
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL, NEEDS_ROOT
+from tests.chaos.faults import BESIDE_OTHERS, FAULTS, NEEDS_POSTGRESQL, NEEDS_ROOT
 from tests.chaos.history import History
 
 # `kill -9`, of which a worker's is what the promise is about: half of all faults, and the rest the others in turn.
@@ -57,9 +57,17 @@ async def run(
     choose, done = random.Random(f"nemesis of {seed}"), []
     gap_s = over_s / max(1, len(kinds))
     start = history.now + first_s
-    for index, kind in enumerate(kinds):
-        await asyncio.sleep(max(0.0, start + (index + choose.uniform(0, 0.6)) * gap_s - history.now))
+
+    async def do(kind: str, choose: random.Random) -> None:
         began = history.note("fault", kind=kind)
         hit = await FAULTS[kind](cluster, choose)
         done.append(Done(kind=kind, began=began, ended=history.note("over", kind=kind, **hit), hit=hit))
-    return done
+
+    async with asyncio.TaskGroup() as beside:
+        for index, kind in enumerate(kinds):
+            await asyncio.sleep(max(0.0, start + (index + choose.uniform(0, 0.6)) * gap_s - history.now))
+            if kind in BESIDE_OTHERS:
+                beside.create_task(do(kind, random.Random(f"{kind} {index} of {seed}")))
+            else:
+                await do(kind, choose)
+    return sorted(done, key=lambda each: each.began)

@@ -43,7 +43,7 @@ class Options:
 def read(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line."""
     from tests.chaos import disk
-    from tests.chaos.faults import FAULTS
+    from tests.chaos.faults import FAULTS, NEEDS_POSTGRESQL
     from tests.chaos.planted.sitecustomize import DEFECTS
     from tests.chaos.scenarios import SCENARIOS
 
@@ -65,8 +65,8 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     found = parser.parse_args(arguments)
     chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
     seconds = found.seconds or (50.0 if found.quick else max(20.0, faults * 6.0))
-    if "crash_database" in found.only and found.database == "sqlite":
-        parser.error("crash_database needs --database postgres")
+    if NEEDS_POSTGRESQL & set(found.only) and found.database == "sqlite":
+        parser.error(f"{' and '.join(sorted(NEEDS_POSTGRESQL))} need --database postgres")
     if "fill_disk" in found.only and not disk.is_possible():
         parser.error("fill_disk needs root")
     seed = random.SystemRandom().randrange(1_000_000) if found.seed is None else found.seed

@@ -23,6 +23,7 @@ class Socket:
     """One connection of one user. Raises one of GONE when it ends."""
 
     def __init__(self, url: str, key: str, *, answer_s: float = ANSWER_S) -> None:
+        self.url = url
         self._answer_s = answer_s
         self._connect = websockets.connect(
             url.replace("http", "ws", 1) + "/ws/chat/", subprotocols=["chat.v1"], open_timeout=10, close_timeout=1,
@@ -129,7 +130,8 @@ class User:
             try:
                 frame = await socket.get()
             except TimeoutError:
-                self._chat.silences.append(Silence(began=self._history.now - ANSWER_S, ended=self._history.now))
+                now = self._history.now
+                self._chat.silences.append(Silence(began=now - ANSWER_S, ended=now, url=socket.url))
                 raise
             kind = frame["type"]
             if kind == "accepted":

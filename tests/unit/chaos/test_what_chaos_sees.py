@@ -70,6 +70,18 @@ def test_silence_counts_unless_everybody_was_cut_off_for_most_of_it() -> None:
     assert silent(("kill_web", 531, 551))
 
 
+def test_a_web_process_that_hangs_excuses_its_own_clients_alone() -> None:
+    hung = Done(kind="stop_web", began=100, ended=122, hit={"url": "http://a:1"})
+
+    def is_silent(url: str) -> bool:
+        chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
+        chat.silences.append(Silence(began=101, ended=121, url=url))
+        return bool(checker.check([chat], [hung], EMPTY, []).broken["silent"])
+
+    assert not is_silent("http://a:1")
+    assert is_silent("http://a:2")
+
+
 def test_every_defect_names_invariants_and_faults_that_exist() -> None:
     names = set(checker.check([], [], EMPTY, []).broken)
     for defect, (_, faults, invariants) in DEFECTS.items():
