@@ -101,6 +101,14 @@ class Chat:
     sockets: int = 0
     silences: list[Silence] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    way: str = "socket"  # or one of asking.WAYS
+    after: Chat | None = None  # the message before it in the same conversation
+    kind: str = "new"  # what it is to that one: a follow_up, a regenerate or an edit
+    is_twin: bool = False  # another goes into the same conversation in the same moment
+    gives_up: bool = False  # at the first refusal, although another try might help
+    num_sent: int = 0
+    notices: set[str] = field(default_factory=set)  # the generations that its sockets were told news of
+    refused: str = ""  # the code that was the last word
 
     @property
     def generation(self) -> str | None:

@@ -42,14 +42,15 @@ def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any
     accepted = [chat for chat in chats if chat.generation is not None]
     problems = [
         (chat, problem)
-        for chat in accepted
+        for chat in chats
         for problem in [*chat.problems, *(problem for view in chat.views for problem in view.problems)]
     ]
     verdict.check("lost", [_name(chat) + why for chat in accepted if (why := _why_lost(chat, rows))])
     for word in ("doubled", "gap", "reordered", "foreign", "early"):
         verdict.check(word, [f"{_name(chat)}: {text}" for chat, text in problems if text.startswith(word)])
     verdict.check("silent", _silent(accepted, faults, verdict))
-    verdict.check("stored = streamed", [_name(chat) + why for chat in accepted if (why := _why_differs(chat, rows))])
+    differing = [(chat, why) for chat in accepted if (why := _why_differs(chat, rows))]
+    verdict.check("stored = streamed", [_name(chat) + why for chat, why in differing if not _is_excused(chat, faults)])
     verdict.check("one row per message", _row_problems(accepted, database["rows"], rows))
     charged = Counter(database["charged"])
     verdict.check("charged once", [_name(chat) for chat in accepted if charged[str(chat.generation)] != 1])
@@ -112,14 +113,21 @@ def _row_problems(accepted: Sequence[Chat], all_rows: list[Any], rows: dict[str,
     return found
 
 
+def _is_excused(chat: Chat, faults: Sequence[Done]) -> bool:
+    """Whether it was asked where text that was told cannot be taken back, and was written anew with cause."""
+    return chat.way != "socket" and _may_be_replaced(chat, faults)
+
+
 def _is_replaced(chat: Chat, faults: Sequence[Done]) -> bool:
-    if not any(view.replacements for view in chat.views):
-        return False
+    return any(view.replacements for view in chat.views) and not _may_be_replaced(chat, faults)
+
+
+def _may_be_replaced(chat: Chat, faults: Sequence[Done]) -> bool:
     lost_data = any(fault.kind in LOSES_DATA for fault in faults)
     its_worker_died = any(
         fault.kind in KILLS_WORKERS and chat.generation in fault.hit.get("running", ()) for fault in faults
     )
-    return not (lost_data and its_worker_died)
+    return lost_data and its_worker_died
 
 
 def _silent(accepted: Sequence[Chat], faults: Sequence[Done], verdict: Verdict) -> list[str]:
@@ -201,7 +209,11 @@ def _figures(
         ("kill -9 to the next delta, p50 / p95 / p99 / n",
          f"{_seconds(pauses, .5)} / {_seconds(pauses, .95)} / {_seconds(pauses, .99)} / {len(pauses)}"),
         ("accept, p50 / p99", " / ".join(
-            _seconds([(chat.accepted_at or 0) - chat.asked_at for chat in accepted], q) for q in (.5, .99))),
+            _seconds([chat.accepted_at - chat.asked_at for chat in accepted if chat.accepted_at is not None], q)
+            for q in (.5, .99))),
+        ("ways", ", ".join(f"{way} {num}" for way, num in sorted(Counter(chat.way for chat in accepted).items()))),
+        ("continued / refused for good", f"{sum(chat.kind != 'new' for chat in accepted)} / "
+                                         f"{sum(bool(chat.refused) for chat in chats)}"),
     ]  # fmt: skip
     if kills and hits / kills < 0.3:
         verdict.void = f"only {hits} of {kills} kills hit a running generation"

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from chatproject.contract import names
-from tests.chaos import checker, nemesis, users
+from tests.chaos import asking, checker, nemesis
 from tests.chaos.chats import Chat
 from tests.chaos.checker import Verdict
 from tests.chaos.cluster import Cluster, cluster
@@ -32,22 +32,29 @@ def play(wanted: Options, directory: Path) -> Verdict:
 
 async def _play(wanted: Options, running: Cluster, path: Path) -> Verdict:
     with contextlib.closing(History(path)) as history:
-        chats = users.make_chats(wanted.chats, sorted(running.users), wanted.seed, engine=wanted.engine)
+        chats = asking.make_chats(wanted.chats, sorted(running.users), wanted.seed, engine=wanted.engine)
         kinds = nemesis.choose_faults(wanted.seed, wanted.faults, wanted.only, wanted.database)
-        going = [asyncio.create_task(_chat(chat, running, history, wanted)) for chat in chats]
+        going: dict[int, asyncio.Task[None]] = {}
+        for chat in chats:
+            before = going.get(chat.after.number) if chat.after is not None else None
+            going[chat.number] = asyncio.create_task(_chat(chat, before, running, history, wanted))
         faults = await nemesis.run(
             running, history, seed=wanted.seed, kinds=kinds, first_s=3.0, over_s=max(1.0, wanted.seconds - 6)
         )
-        await _wait(going, wanted)
+        await _wait(list(going.values()), wanted)
         left = await asyncio.to_thread(_left_at_rest, running)
         database = await asyncio.to_thread(running.read_all)
         return checker.check(chats, faults, database, left)
 
 
-async def _chat(chat: Chat, running: Cluster, history: History, wanted: Options) -> None:
-    # Spread over the whole time, so that every fault meets some.
-    await asyncio.sleep(random.Random(f"{wanted.seed} {chat.number}").uniform(0, wanted.seconds))
-    await users.User(chat, running, history, wanted.seed).live()
+async def _chat(
+    chat: Chat, before: asyncio.Task[None] | None, running: Cluster, history: History, wanted: Options
+) -> None:
+    if before is not None:
+        await asyncio.wait([before])
+    else:  # Spread over the whole time, so that every fault meets some.
+        await asyncio.sleep(random.Random(f"{wanted.seed} {chat.number}").uniform(0, wanted.seconds))
+    await asking.user_of(chat, running, history, wanted.seed).live()
 
 
 async def _wait(going: Sequence[asyncio.Task[Any]], wanted: Options) -> None:

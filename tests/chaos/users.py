@@ -1,11 +1,9 @@
-"""Virtual users: they send, lose their sockets, come back to another web process, send twice, stop, open tabs."""
+"""Users of sockets: they send, lose them, come back to another web process, send twice, stop, open tabs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
-import uuid
 from typing import Any
 
 import websockets
@@ -13,9 +11,9 @@ import websockets
 from tests.chaos.chats import Chat, OtherStory, Silence, View, Wire
 from tests.chaos.cluster import Cluster
 from tests.chaos.history import History
+from tests.chaos.person import Person
 
 GONE = (websockets.WebSocketException, OSError, asyncio.TimeoutError, EOFError)
-KNOWN_QUESTIONS = ("Tell me a story.", "What can you do?", "How does this service work?", "What is a planet?")
 ANSWER_S = 20.0  # without a word for so long, a client reconnects
 
 
@@ -54,16 +52,14 @@ class Socket:
             return frame
 
 
-class User:
-    """Asks one question and reads the answer to its end, whatever it takes."""
+class User(Person):
+    """Asks one question over sockets and reads the answer to its end, whatever it takes."""
 
     def __init__(self, chat: Chat, cluster: Cluster, history: History, seed: int) -> None:
-        self._chat, self._cluster, self._history = chat, cluster, history
-        self._random = random.Random(f"{seed}/{chat.number}")
-        self._key = cluster.users[chat.user]
+        super().__init__(chat, cluster, history, seed)
         self._stops = self._random.random() < 0.12
-        self._doubles = self._random.random() < 0.2
-        self._asks_again = random.Random(f"{seed}/{chat.number} asks again").random() < 0.5
+        self._doubles = self._random.random() < 0.2 and not chat.gives_up
+        self._asks_again = self._chance("asks again").random() < 0.5
         self._drops_after = self._random.randint(2, 60) if self._random.random() < 0.3 else None
 
     async def live(self) -> None:
@@ -92,32 +88,33 @@ class User:
                 second.cancel()
 
     async def _send(self, socket: Socket) -> bool:
-        message = {
-            "type": "send", "id": self._chat.client_id, "conversation": None, "text": self._chat.text,
-            "params": {"max_tokens": self._chat.max_tokens, "seed": 1, **self._chat.wishes},
-        }  # fmt: skip
-        self._chat.asked_at = self._chat.asked_at or self._history.now
-        self._note("send")
+        message = self._message()
+        self._sends()
         await socket.put(**message)
         if self._doubles:
+            self._chat.num_sent += 1
             await socket.put(**message)
         while True:
-            frame = await socket.get()
+            frame = await self._get(socket)
             if frame["type"] == "accepted":
                 self._accepted(frame)
                 return True
+            if frame["type"] != "error":
+                self._chat.problems.append(f"foreign: {frame['type']} of {frame.get('generation')} before `accepted`")
             if frame["type"] == "error":
-                self._note("refused", code=frame["code"])
-                self._chat.refusals.append(frame["code"])
-                if frame["code"] not in ("unavailable", "queue_full", "rate_limited"):
+                if not self._tries_again(frame["code"]):
                     return False
                 await asyncio.sleep(min(5.0, frame.get("retry_after_s") or 1.0))
+                self._sends()
                 await socket.put(**message)
 
-    def _accepted(self, frame: Wire) -> None:
-        self._chat.accepted.append(frame)
-        at = self._note("accepted", generation=frame["generation"])
-        self._chat.accepted_at = self._chat.accepted_at or at
+    def _message(self) -> Wire:
+        chat, before = self._chat, self._before()
+        message: Wire = {"id": chat.client_id, "params": self._params()}
+        if before is not None and chat.kind == "regenerate":
+            return message | {"type": "regenerate", "generation": before["generation"]}
+        message |= {"type": "send", "text": chat.text, "conversation": before["conversation"] if before else None}
+        return message | ({"replaces": before["message"]} if before and chat.kind == "edit" else {})
 
     async def _read(self, socket: Socket, view: View, *, is_first: bool, must_resume: bool = True) -> None:
         generation = self._chat.generation
@@ -128,7 +125,7 @@ class User:
             awaits_state = True
         while view.end is None:
             try:
-                frame = await socket.get()
+                frame = await self._get(socket)
             except TimeoutError:
                 now = self._history.now
                 self._chat.silences.append(Silence(began=now - ANSWER_S, ended=now, url=socket.url))
@@ -136,8 +133,6 @@ class User:
             kind = frame["type"]
             if kind == "accepted":
                 self._accepted(frame)
-                continue
-            if kind in ("notice", "queued"):
                 continue
             if kind == "error":
                 self._note("error", code=frame["code"])
@@ -177,7 +172,7 @@ class User:
         generation = self._chat.generation
         await socket.put(type="resume", generation=generation, after=self._chat.view.seq)
         while True:
-            frame = await socket.get()
+            frame = await self._get(socket)
             if frame["type"] == "error":
                 status = frame["code"]
             elif frame["type"] == "state" and frame["generation"] == generation:
@@ -187,6 +182,17 @@ class User:
             if status in ("bad_cursor", "waiting", "running"):
                 self._chat.problems.append(f"early: the end was shown, and then it was {status}")
             return
+
+    async def _get(self, socket: Socket) -> Wire:
+        """Return the next frame that is no news; whose generation a `notice` is of, the rows will tell."""
+        while True:
+            frame = await socket.get()
+            if frame["type"] == "notice":
+                self._chat.notices.add(frame["generation"])
+            elif frame["type"] != "queued":
+                return frame
+            elif frame["generation"] != self._chat.generation:
+                self._chat.problems.append(f"foreign: queued of {frame['generation']}")
 
     async def _act(self, socket: Socket, view: View) -> None:
         if self._stops and len(view.deltas_at) > 5 and not self._chat.is_stopped:
@@ -204,21 +210,3 @@ class User:
                     await self._read(socket, view, is_first=False)
             except GONE:
                 await asyncio.sleep(self._random.uniform(0.1, 0.6))
-
-    def _note(self, kind: str, **fields: Any) -> float:
-        return self._history.note(kind, chat=self._chat.number, **fields)
-
-
-def make_chats(num: int, users: list[str], seed: int, *, engine: str = "fake") -> list[Chat]:
-    """Return the chats of a run; the seed decides all of them. The bundled model is asked what it can tell."""
-    choose = random.Random(seed)
-    return [
-        Chat(
-            number=number, client_id=str(uuid.UUID(int=choose.getrandbits(128), version=4)), user=choose.choice(users),
-            text=f"question {number} of run {seed}" if engine == "fake" else choose.choice(KNOWN_QUESTIONS),
-            max_tokens=choose.randint(60, 400),
-            # A part of the messages asks for what the first workers did not know yet.
-            wishes={"min_p": 0.02} if number % 4 == 0 else {},
-        )
-        for number in range(num)
-    ]  # fmt: skip
