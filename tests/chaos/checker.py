@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.chaos import traces
 from tests.chaos.chats import Chat, Silence, View
 from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA, SILENCES, SILENCES_ONE
 from tests.chaos.nemesis import Done
@@ -35,8 +36,20 @@ class Verdict:
         return not self.void and not any(self.broken.values())
 
 
-def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any], left: Sequence[str]) -> Verdict:
-    """Judge a run. ``left`` are keys of Redis that nobody should have left at rest."""
+def check(
+    chats: Sequence[Chat],
+    faults: Sequence[Done],
+    database: dict[str, Any],
+    left: Sequence[str],
+    *,
+    busy_twice: Sequence[str] = (),
+    started: Sequence[str] = (),
+) -> Verdict:
+    """Judge a run.
+
+    ``left`` are keys of Redis that nobody should have left at rest, ``busy_twice`` conversations that were seen with
+    two answers under way, and ``started`` is what spare tickets started at rest.
+    """
     verdict = Verdict()
     rows = {row["id"]: row for row in database["rows"]}
     accepted = [chat for chat in chats if chat.generation is not None]
@@ -48,14 +61,19 @@ def check(chats: Sequence[Chat], faults: Sequence[Done], database: dict[str, Any
     verdict.check("lost", [_name(chat) + why for chat in accepted if (why := _why_lost(chat, rows))])
     for word in ("doubled", "gap", "reordered", "foreign", "early"):
         verdict.check(word, [f"{_name(chat)}: {text}" for chat, text in problems if text.startswith(word)])
+    verdict.check("foreign", traces.of_others(chats, rows))
     verdict.check("silent", _silent(accepted, faults, verdict))
     differing = [(chat, why) for chat in accepted if (why := _why_differs(chat, rows))]
     verdict.check("stored = streamed", [_name(chat) + why for chat, why in differing if not _is_excused(chat, faults)])
+    verdict.check("refused without cause", traces.without_cause(chats))
+    verdict.check("traces of refusals", traces.of_refusals(chats, database))
+    verdict.check("one live answer per conversation", list(busy_twice))
     verdict.check("one row per message", _row_problems(accepted, database["rows"], rows))
     charged = Counter(database["charged"])
     verdict.check("charged once", [_name(chat) for chat in accepted if charged[str(chat.generation)] != 1])
     verdict.check("reservation left", [str(database["reserved"])] if database["reserved"] else [])
     verdict.check("left in Redis at rest", list(left))
+    verdict.check("a spare ticket starts nothing", list(started))
     verdict.check("replaced without cause", [_name(chat) for chat in accepted if _is_replaced(chat, faults)])
     verdict.check("ticket lost: starts within 3 s", _late_starts(accepted, faults, verdict))
     _figures(chats, accepted, rows, faults, verdict)

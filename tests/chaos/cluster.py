@@ -36,6 +36,7 @@ print(json.dumps(made))
 """
 _READ_ALL = """
 from chatproject.accounts.models import DailyUse, Reservation, UsageRecord
+from chatproject.chat.models import Message
 from chatproject.generations.models import Generation
 print(json.dumps({
     "rows": [
@@ -45,6 +46,8 @@ print(json.dumps({
         for row in Generation.objects.defer("request")
     ],
     "charged": [str(id_) for id_ in UsageRecord.objects.values_list("generation_id", flat=True)],
+    "held": [str(id_) for id_ in Reservation.objects.values_list("generation_id", flat=True)],
+    "said": list(Message.objects.filter(role="user").values_list("text", flat=True)),
     "reserved": Reservation.objects.count() + sum(use.tokens_reserved for use in DailyUse.objects.all()),
 }))
 """
@@ -83,9 +86,13 @@ class Cluster:
         return redis.Redis.from_url(self.service.state["redis"], decode_responses=True, socket_timeout=timeout_s)
 
     def read_all(self) -> dict[str, Any]:
-        """Return what the database holds: rows, charged, reserved."""
-        found: dict[str, Any] = json.loads(self.service.python(_READ_ALL))
+        """Return what the database holds: rows, charged, held, said, reserved."""
+        found: dict[str, Any] = self.read(_READ_ALL)
         return found
+
+    def read(self, script: str) -> Any:
+        """Run a script on the Django side, past the proxy; return the JSON that it printed."""
+        return json.loads(self.service.python(script))
 
 
 @contextmanager

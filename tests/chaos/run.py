@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from chatproject.contract import names
-from tests.chaos import asking, checker, nemesis
+from tests.chaos import asking, checker, nemesis, onlooker, spare_tickets
 from tests.chaos.chats import Chat
 from tests.chaos.checker import Verdict
 from tests.chaos.cluster import Cluster, cluster
@@ -38,13 +38,16 @@ async def _play(wanted: Options, running: Cluster, path: Path) -> Verdict:
         for chat in chats:
             before = going.get(chat.after.number) if chat.after is not None else None
             going[chat.number] = asyncio.create_task(_chat(chat, before, running, history, wanted))
-        faults = await nemesis.run(
-            running, history, seed=wanted.seed, kinds=kinds, first_s=3.0, over_s=max(1.0, wanted.seconds - 6)
-        )
-        await _wait(list(going.values()), wanted)
+        with onlooker.looking(running.service.state["database"]) as seen:
+            faults = await nemesis.run(
+                running, history, seed=wanted.seed, kinds=kinds, first_s=3.0, over_s=max(1.0, wanted.seconds - 6)
+            )
+            await _wait(list(going.values()), wanted)
+        assert seen.looks, "the database was never looked into"
         left = await asyncio.to_thread(_left_at_rest, running)
+        started = await asyncio.to_thread(spare_tickets.send, running)
         database = await asyncio.to_thread(running.read_all)
-        return checker.check(chats, faults, database, left)
+        return checker.check(chats, faults, database, left, busy_twice=sorted(seen.busy_twice), started=started)
 
 
 async def _chat(

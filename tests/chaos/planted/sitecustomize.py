@@ -119,6 +119,20 @@ def _no_idempotency(module: ModuleType) -> None:
     module.accept_new = accept_anew
 
 
+def _two_at_once(module: ModuleType) -> None:
+    """The database does not forbid a second answer under way in one conversation."""
+    accept_new = module.accept_new
+
+    def accept(draft: Any) -> Any:
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute("DROP INDEX IF EXISTS one_live_generation_per_thread")
+        return accept_new(draft)
+
+    module.accept_new = accept
+
+
 # Defect: what it spoils, the faults that bring it to light, and the invariants of which one must break.
 DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = {
     "no_sweep": ({"chatproject.generations.sweeper": _no_sweep}, ("kill_worker",), ("lost",)),
@@ -143,6 +157,9 @@ DEFECTS: dict[str, tuple[dict[str, Spoil], tuple[str, ...], tuple[str, ...]]] = 
     ),
     "no_idempotency": (
         {"chatproject.generations.admission": _no_idempotency}, ("kill_web",), ("one row per message", "lost"),
+    ),
+    "two_at_once": (
+        {"chatproject.generations.admission": _two_at_once}, ("kill_web",), ("one live answer per conversation",),
     ),
     **WORKER_DEFECTS,
 }  # fmt: skip

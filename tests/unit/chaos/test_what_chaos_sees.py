@@ -14,7 +14,7 @@ from tests.chaos.planted import tickets
 from tests.chaos.planted.sitecustomize import DEFECTS
 from tests.chaos.scenarios import figures
 
-EMPTY: dict[str, Any] = {"rows": [], "charged": [], "reserved": 0}
+EMPTY: dict[str, Any] = {"rows": [], "charged": [], "held": [], "said": [], "reserved": 0}
 
 
 def channel(tmp_path: Path) -> tuple[Any, list[str]]:
