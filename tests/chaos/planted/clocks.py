@@ -5,8 +5,10 @@ Of a worker only its libraries ask. Whom the clocks of web and records hosts mis
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +22,13 @@ Change = Callable[[ModuleType], None]
 def set_wrong() -> dict[str, Change]:
     """From now on `time.time` of this process is off by up to an hour; each process has its own error.
 
-    Returns what `after_import` has to change, so that Django's clock is off by the same.
+    Of two web processes one is behind and one is ahead, so that neither error is missing in any run. Returns what
+    `after_import` has to change, so that Django's clock is off by the same.
     """
     real, real_ns = time.time, time.time_ns
     off_s = random.Random(os.getpid()).uniform(-MOST_S, MOST_S)
+    if port := re.search(r"tcp:port=(\d+)", " ".join(sys.orig_argv)):
+        off_s = math.copysign(off_s, int(port[1]) % 2 - 0.5)
     time.time = lambda: real() + off_s
     time.time_ns = lambda: real_ns() + int(off_s * 1e9)
     print(f"chaos: this clock is {off_s:+.0f} s off", file=sys.stderr)
