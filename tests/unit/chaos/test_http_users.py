@@ -100,3 +100,13 @@ async def test_a_refusal_that_mends_itself_is_no_last_word(tmp_path: Path) -> No
     assert chat.refusals == ["queue_full"]
     assert chat.view.text == "a"
     assert len(service.requests) == 2
+
+
+async def test_who_waited_and_is_told_of_a_failure_reads_what_is_stored(tmp_path: Path) -> None:
+    failed = (503, [json.dumps({"error": "expired", "message": "too late"})])
+    named = (202, [json.dumps({"status": "accepted", "correlation_id": "g", "conversation_id": "t"})])
+    stored = (200, [json.dumps({"status": "expired", "response": "", "reason": None, "error": "expired"})])
+    chat, service = await asks(tmp_path, "wait", failed, named, stored)
+    assert (chat.generation, chat.refused) == ("g", "")
+    assert chat.view.end == {"type": "failed", "reason": None}
+    assert service.requests[2].startswith("get /check-response/g")
