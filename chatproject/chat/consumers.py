@@ -171,7 +171,7 @@ class ChatConsumer(AsyncConsumer):
             self.close(unwelcome.code)
             return
         except Exception:
-            # Nothing of it was stored: each write is one transaction.
+            # Nothing of it was stored: each write is one transaction, and where its end is not known `services` asks.
             log.exception("a frame of type %.20r", begun.fields.get("type"))
             error = Refused(Refusal.UNAVAILABLE)
         self._tell(error, begun.fields)

@@ -1,5 +1,8 @@
 """Writes of the chat app: send, answer again, create, rename, delete. Each is one transaction, or nothing at all.
 
+Of a message whose connection is lost in its COMMIT nobody knows which. It is sent once more, as any client may: its id
+makes it the same message, whether the first was stored, was not, or only will be when the server gets to it.
+
 Knows no socket and no Redis: the durable job is admission's, here its messages are kept in order. The conversation's
 row is locked first, so that positions and history are those of one moment.
 """
@@ -8,15 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
 from chatproject import statements
+from chatproject.accounts import known
 from chatproject.accounts.models import User
 from chatproject.chat import selectors
 from chatproject.chat.errors import Refusal, Refused
@@ -30,7 +37,17 @@ from chatproject.generations.models import Generation
 
 TITLE_CHARACTERS = 60
 TITLE_MAX = 120
+AGAIN_FOR_S: Final = 5.0  # and a try that has begun: the pool waits 10 s for a connection
+LOCK_WAIT_S: Final = 2.0
+RETRY_S: Final = 2.0
 _AS_TEXT = json.JSONEncoder(sort_keys=True, default=str)
+_UNKNOWN: Final = (
+    "The database went away while it stored this. Sent again under the same id, the message is stored once."
+)
+
+_T = TypeVar("_T")
+Transact = Callable[[Callable[[], Any]], Any]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,24 +63,16 @@ class SendResult:
 
 
 def send(*, user: User, frame: Send, generation_id: str, watcher: str | None, step_by_step: bool = False) -> SendResult:
-    """Accept a message and the answer to it. Raises Refused; nothing is stored then.
+    """Accept a message and the answer to it. Raises Refused; nothing is stored then, unless it ``is_unknown``.
 
     A frame with ``replaces`` takes the place of that message: it and all that followed are superseded. With
     ``step_by_step`` it is not tried at once first: `try_send` did.
     """
-    body = _sha256(frame)
     transact = statements.step_by_step if step_by_step else statements.at_once
     try:
-        return transact(lambda: _write(user, frame, body, generation_id, watcher))
-    except Refused as error:
-        refused = error
-    except IntegrityError:
-        refused = Refused(Refusal.CONVERSATION_BUSY)
-    # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
-    earlier = _earlier(user, frame.id, body)
-    if earlier is None:
-        raise admission.counted(refused)
-    return earlier
+        return _send(transact, user, frame, generation_id, watcher)
+    except statements.OutcomeUnknown as error:
+        return _once_more(error, user, lambda now: _send(_soon, now, frame, generation_id, watcher))
 
 
 def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult | None:
@@ -76,6 +85,23 @@ def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None
             return _write(user, frame, _sha256(frame), generation_id, watcher)
     except (IntegrityError, Refused):
         return None
+    except statements.OutcomeUnknown as error:
+        return _once_more(error, user, lambda now: _send(_soon, now, frame, generation_id, watcher))
+
+
+def _send(transact: Transact, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult:
+    body = _sha256(frame)
+    try:
+        return transact(lambda: _write(user, frame, body, generation_id, watcher))
+    except Refused as error:
+        refused = error
+    except IntegrityError:
+        refused = Refused(Refusal.CONVERSATION_BUSY)
+    # Asked last, because hardly any message comes twice. What it replaced, for one, is replaced by now.
+    earlier = _earlier(user, frame.id, body)
+    if earlier is None:
+        raise admission.counted(refused)
+    return earlier
 
 
 def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
@@ -107,30 +133,56 @@ def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str 
 
 
 def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: str | None) -> SendResult:
-    """Answer the same user message again; the answer it replaces and all that followed are superseded."""
+    """Answer the same user message again; the answer it replaces and all that followed are superseded.
+
+    Raises Refused, as `send` does.
+    """
+    try:
+        return _regenerate(statements.step_by_step, user, frame, generation_id, watcher)
+    except statements.OutcomeUnknown as error:
+        return _once_more(error, user, lambda now: _regenerate(_soon, now, frame, generation_id, watcher))
+
+
+def _regenerate(
+    transact: Transact, user: User, frame: Regenerate, generation_id: str, watcher: str | None
+) -> SendResult:
     body = _sha256(frame)
     earlier = _earlier(user, frame.id, body)
     if earlier is not None:
         return earlier
-    with transaction.atomic():
-        replaced = Message.objects.filter(generation_id=frame.generation, conversation__user=user).first()
-        if replaced is None:
-            raise Refused(Refusal.NOT_FOUND)
-        conversation = _locked(user, replaced.conversation_id)
-        said, position = selectors.said_in(conversation.id)
-        kept = _before(said, lambda each: each.generation_id == frame.generation)
-        asked = next((each for each in reversed(kept) if each.role == Message.Role.USER), None)
-        if asked is None:
-            raise Refused(Refusal.NOT_FOUND)
-        turns = selectors.history(conversation.system_prompt, kept)
-        accepted = admission.accept(_draft(user, frame, body, conversation, turns, generation_id, watcher))
-        if accepted.is_new:
-            _touch(conversation)
-            _supersede(said[len(kept) :])
-            answer_id = uuid.uuid4()
-            statements.insert_values(Message, _answer(conversation, position, accepted.generation, answer_id))
-            return _result(conversation, asked.id, answer_id, accepted.generation.id, is_new=True)
-    return _earlier_or_lost(user, frame.id, body)
+    try:
+        written = transact(lambda: _write_again(user, frame, body, generation_id, watcher))
+    except Refused:
+        # It may have come while this one waited for it, and what it replaced is replaced.
+        earlier = _earlier(user, frame.id, body)
+        if earlier is None:
+            raise
+        return earlier
+    return written or _earlier_or_lost(user, frame.id, body)
+
+
+def _write_again(
+    user: User, frame: Regenerate, body: str, generation_id: str, watcher: str | None
+) -> SendResult | None:
+    """Return None when it came before."""
+    replaced = Message.objects.filter(generation_id=frame.generation, conversation__user=user).first()
+    if replaced is None:
+        raise Refused(Refusal.NOT_FOUND)
+    conversation = _locked(user, replaced.conversation_id)
+    said, position = selectors.said_in(conversation.id)
+    kept = _before(said, lambda each: each.generation_id == frame.generation)
+    asked = next((each for each in reversed(kept) if each.role == Message.Role.USER), None)
+    if asked is None:
+        raise Refused(Refusal.NOT_FOUND)
+    turns = selectors.history(conversation.system_prompt, kept)
+    accepted = admission.accept(_draft(user, frame, body, conversation, turns, generation_id, watcher))
+    if not accepted.is_new:
+        return None
+    _touch(conversation)
+    _supersede(said[len(kept) :])
+    answer_id = uuid.uuid4()
+    statements.insert_values(Message, _answer(conversation, position, accepted.generation, answer_id))
+    return _result(conversation, asked.id, answer_id, accepted.generation.id, is_new=True)
 
 
 def create_conversation(*, user: User, title: str = "", model: str = "", system_prompt: str = "") -> Conversation:
@@ -206,6 +258,37 @@ def _earlier(user: User, client_id: str, body_sha256: str) -> SendResult | None:
     earlier = Message.objects.filter(conversation_id=answer.conversation_id, position__lt=answer.position)
     asked = earlier.filter(role=Message.Role.USER).order_by("-position")[0]
     return _result(answer.conversation, asked.id, answer.id, found.id, is_new=False)
+
+
+def _soon(write: Callable[[], _T]) -> _T:
+    # The first try may hold its locks at the server for as long as that takes us for alive.
+    return statements.step_by_step(write, lock_wait_s=LOCK_WAIT_S)
+
+
+def _once_more(lost: Exception, user: User, accept: Callable[[User], SendResult]) -> SendResult:
+    """Send again what may have been stored. Raises Refused, ``is_unknown`` where the database does not answer in time.
+
+    To look for it would not do: the server may be about to commit what it was sent, and then it is found a moment too
+    late. Whoever sends it again takes its key first, or waits for it.
+    """
+    log.warning("a message may have been stored, and is sent again: %r", lost)
+    until, pause_s = time.monotonic() + AGAIN_FOR_S, 0.05
+    while time.monotonic() < until:
+        connection.close()
+        try:
+            now = known.read(str(user.pk))
+            if now is None or not now.is_active:
+                break
+            return accept(now)
+        except Refused as refused:
+            # True of this try; the first may yet come through. Who sends it again will hear.
+            log.info("a message may have been stored, and is refused now: %s", refused)
+            break
+        except (OperationalError, InterfaceError) as error:
+            log.warning("a message may have been stored, and the database does not take it: %r", error)
+        time.sleep(pause_s)
+        pause_s = min(1.0, 2 * pause_s)
+    raise admission.counted(Refused(Refusal.UNAVAILABLE, _UNKNOWN, retry_after_s=RETRY_S, is_unknown=True))
 
 
 def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult:

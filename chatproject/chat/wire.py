@@ -66,7 +66,11 @@ def notice(*, conversation: str | None, generation: str, status: str) -> str:
 
 
 def error(refused: Refused, *, client_id: str | None = None, generation: str | None = None) -> str:
-    """Return ``error``; ``client_id`` or ``generation`` says which frame was refused."""
+    """Return ``error``; ``client_id`` or ``generation`` says which frame was refused.
+
+    With ``"unknown":true`` it may have been stored all the same: it is to be sent again under its id, after
+    ``retry_after_s``, which finds out and counts once. Without, nothing of it was stored.
+    """
     fields: dict[str, Any] = {"type": "error", "code": str(refused.code), "message": refused.message}
     if client_id is not None:
         fields["id"] = client_id
@@ -74,6 +78,8 @@ def error(refused: Refused, *, client_id: str | None = None, generation: str | N
         fields["generation"] = generation
     if refused.retry_after_s is not None:
         fields["retry_after_s"] = refused.retry_after_s
+    if refused.is_unknown:
+        fields["unknown"] = True
     # A message may name what the client wrote; in ASCII even half of a Unicode pair is valid JSON.
     return json.dumps(fields, separators=(",", ":"))
 

@@ -4,6 +4,7 @@
 database can (`pipelined`), `plain` runs one of them. Knows no tables.
 """
 
+from chatproject.statements.pipelined import OutcomeUnknown
 from chatproject.statements.plain import execute, execute_all, execute_one
 from chatproject.statements.rows import change, get, insert, insert_values, lock, update, values
 from chatproject.statements.transactions import (
@@ -17,6 +18,6 @@ from chatproject.statements.transactions import (
 )
 
 __all__ = [
-    "Unmet", "at_once", "change", "execute", "execute_all", "execute_one", "get", "insert", "insert_values",
-    "is_together", "lock", "must_be", "must_write", "step_by_step", "together", "update", "values",
+    "OutcomeUnknown", "Unmet", "at_once", "change", "execute", "execute_all", "execute_one", "get", "insert",
+    "insert_values", "is_together", "lock", "must_be", "must_write", "step_by_step", "together", "update", "values",
 ]  # fmt: skip

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from django.db import connection
+from django.db import InterfaceError, connection
+from django.db import OperationalError as DjangoOperationalError
 from psycopg import Connection, OperationalError, generators, pq
 from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
@@ -37,6 +38,10 @@ class Forgotten(Exception):
     """The connection did not have prepared what it had, as behind a pooler: nothing was written, it may be again."""
 
 
+class OutcomeUnknown(DjangoOperationalError):
+    """The connection ended while a transaction was being committed: whether it was, or still will be, nobody knows."""
+
+
 @dataclass(slots=True)
 class _Session:
     """What one connection has prepared."""
@@ -52,7 +57,7 @@ def send(statements: Sequence[Statement]) -> None:
     """Run statements in order, all of them or none; their rows are not wanted.
 
     Commits the transaction when Django's outermost block is the only one: its own COMMIT then finds nothing to do.
-    Raises Divided, Forgotten or Django's errors.
+    Raises Divided, Forgotten, OutcomeUnknown or Django's errors.
     """
     connection.validate_no_broken_transaction()
     connection.ensure_connection()
@@ -62,8 +67,14 @@ def send(statements: Sequence[Statement]) -> None:
     # What comes before one Sync is a transaction by itself.
     begin, commit = is_first and not commits, commits and not is_first
     session = _sessions.setdefault(connection.connection, _Session())
-    with _logged(statements, "; COMMIT" if commit else ""), connection.wrap_database_errors:
-        _run(connection.connection, session, statements, begin=begin, commit=commit)
+    try:
+        with _logged(statements, "; COMMIT" if commit else ""), connection.wrap_database_errors:
+            _run(connection.connection, session, statements, begin=begin, commit=commit)
+    except (DjangoOperationalError, InterfaceError) as error:
+        if commits and connection.connection.closed:  # else the server said itself that it did not
+            connection.close()  # or Django, at the end of its block, waits for another one only to leave it as it is
+            raise OutcomeUnknown(*error.args) from error
+        raise
     session.is_generic |= commits  # a setting is undone with its transaction
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
 
 from chatproject.statements import pipelined
+from chatproject.statements.pipelined import OutcomeUnknown
 from chatproject.statements.plain import execute, execute_one
 
 _T = TypeVar("_T")
@@ -28,7 +29,10 @@ _held = _Held()
 
 
 def at_once(write: Callable[[], _T]) -> _T:
-    """Do ``write`` in a transaction as `together` does, and if a key or a demand stops it, once more `step_by_step`."""
+    """Do ``write`` in a transaction as `together` does, and if a key or a demand stops it, once more `step_by_step`.
+
+    Raises OutcomeUnknown, as these do.
+    """
     try:
         with together():
             return write()
@@ -36,9 +40,14 @@ def at_once(write: Callable[[], _T]) -> _T:
         return step_by_step(write)
 
 
-def step_by_step(write: Callable[[], _T]) -> _T:
-    """Do ``write`` in a transaction, each statement by itself: so it is known what fails, and why."""
-    with transaction.atomic():
+def step_by_step(write: Callable[[], _T], *, lock_wait_s: float | None = None) -> _T:
+    """Do ``write`` in a transaction, each statement by itself: so it is known what fails, and why.
+
+    Raises OutcomeUnknown, and on PostgreSQL OperationalError when it waits for one lock longer than ``lock_wait_s``.
+    """
+    with _transaction():
+        if lock_wait_s is not None and connection.vendor == "postgresql":
+            execute(f"SET LOCAL lock_timeout = {int(lock_wait_s * 1000)}", ())
         return write()
 
 
@@ -51,7 +60,7 @@ def together() -> Iterator[None]:
     """
     if _held.is_together:
         raise RuntimeError("statements.together does not nest")
-    with transaction.atomic():
+    with _transaction():
         writes: list[pipelined.Statement] = []
         _held.is_together = True
         _held.writes = writes if connection.vendor == "postgresql" else None
@@ -64,6 +73,23 @@ def together() -> Iterator[None]:
                 pipelined.send(writes)
             except (pipelined.Divided, pipelined.Forgotten) as error:
                 raise Unmet from error
+
+
+@contextmanager
+def _transaction() -> Iterator[None]:
+    is_committing = False
+    try:
+        with transaction.atomic():
+            try:
+                yield
+            except OutcomeUnknown:
+                is_committing = True
+                raise
+            is_committing = True
+    except (OperationalError, InterfaceError) as error:  # also of a connection that Django makes after it lost one
+        if is_committing and connection.vendor == "postgresql" and not connection.in_atomic_block:
+            raise OutcomeUnknown(*error.args) from error
+        raise
 
 
 def is_together() -> bool:
