@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from chatproject.accounts.models import User
+from chatproject.accounts.models import ApiKey
 from chatproject.api import auth, database, errors, schemas, shapes, sse
 from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask
 from chatproject.api.connection import connection_of
 from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
-from chatproject.api.inbox import Inbox
+from chatproject.api.listener import listen
 from chatproject.api.schemas import ChatRequest, CompletionRequest
-from chatproject.api.sent import Replaced, Sent
+from chatproject.api.sent import Sent
 from chatproject.api.shapes import CHAT, TEXT, Shape
 from chatproject.contract.messages import Turn
 from chatproject.generations import selectors
@@ -36,17 +36,17 @@ _FINISHED: Final = ("stop", "length")
 @route("POST")
 async def chat_completions(request: HttpRequest) -> HttpResponseBase:
     """Answer a conversation, whole or as a stream."""
-    user = await auth.authenticate(request, scope="chat")
+    shown = await auth.key_of(request, scope="chat")
     asked = schemas.parse(ChatRequest, body_of(request))
-    return await _complete(request, user, asked, asked.turns(), CHAT)
+    return await _complete(request, shown, asked, asked.turns(), CHAT)
 
 
 @route("POST")
 async def completions(request: HttpRequest) -> HttpResponseBase:
     """Answer a prompt as one user turn, whole or as a stream."""
-    user = await auth.authenticate(request, scope="chat")
+    shown = await auth.key_of(request, scope="chat")
     asked = schemas.parse(CompletionRequest, body_of(request))
-    return await _complete(request, user, asked, asked.turns(), TEXT)
+    return await _complete(request, shown, asked, asked.turns(), TEXT)
 
 
 @route("GET")
@@ -66,12 +66,12 @@ async def model(request: HttpRequest, slug: str) -> HttpResponseBase:
 
 async def _complete(
     request: HttpRequest,
-    user: User,
+    shown: ApiKey,
     asked: ChatRequest | CompletionRequest,
     turns: tuple[Turn, ...],
     shape: Shape,
 ) -> HttpResponseBase:
-    params, key = asked.params(), _idempotency_key(request)
+    params, key, user = asked.params(), _idempotency_key(request), shown.user
 
     def accept_it(generation_id: str, channel: str) -> Accepted:
         draft = Draft(
@@ -83,13 +83,12 @@ async def _complete(
         created = calendar.timegm(row.accepted_at.utctimetuple())
         return Accepted(generation_id=str(row.id), created=created, model=row.model)
 
-    connection = connection_of(request)
-    inbox = Inbox(on_too_slow=connection.cut) if asked.stream else None
+    inbox = listen(request, shown) if asked.stream else None
     answer = await ask(user_id=user.pk, accept=accept_it, stops_when_left=True, inbox=inbox)
     with_logprobs = params.logprobs is not None
     headers = {"x-request-id": answer.accepted.generation_id}
     if asked.stream:
-        connection.on_end(answer.leave)
+        connection_of(request).on_end(answer.leave)
         stream = _stream(answer, shape, asked.includes_usage, with_logprobs, has_key=bool(key))
         return sse.response(stream, headers=headers)
     try:
@@ -130,9 +129,10 @@ async def _stream(
                 yield sse.event(errors.of_end(heard).as_json())
         yield sse.DONE
     except Exception as error:
-        if isinstance(error, Replaced) and has_key:
+        told = as_api_error(error)
+        if has_key and told.status != 401:
             answer.keep()
-        yield sse.event(as_api_error(error).as_json())
+        yield sse.event(told.as_json())
         yield sse.DONE
 
 

@@ -21,7 +21,7 @@ from chatproject.api.answer import Accepted, Answer, Delta, Silence, ask, read
 from chatproject.api.connection import connection_of
 from chatproject.api.edge import as_api_error, body_of, route
 from chatproject.api.errors import ApiError
-from chatproject.api.inbox import Inbox
+from chatproject.api.listener import listen
 from chatproject.chat import protocol, services
 from chatproject.contract import broker, names
 from chatproject.contract.errors import ContractError
@@ -110,13 +110,12 @@ async def check_response(request: HttpRequest, correlation_id: str) -> HttpRespo
 @route("GET", is_plain=True)
 async def stream(request: HttpRequest, correlation_id: str) -> HttpResponseBase:
     """Stream an answer from its beginning, or from what follows `Last-Event-ID`."""
-    user = await auth.authenticate(request, scope="chat")
-    row = await database.run(selectors.owned, user_id=user.pk, generation_id=correlation_id)
+    key = await auth.key_of(request, scope="chat")
+    row = await database.run(selectors.owned, user_id=key.user_id, generation_id=correlation_id)
     after = _cursor(request.headers.get("Last-Event-ID", ""))
-    connection = connection_of(request)
-    inbox = Inbox(on_too_slow=connection.cut)
-    answer = await read(user_id=user.pk, accepted=_of_row(row), after=after, inbox=inbox)
-    connection.on_end(answer.leave)
+    inbox = listen(request, key)
+    answer = await read(user_id=key.user_id, accepted=_of_row(row), after=after, inbox=inbox)
+    connection_of(request).on_end(answer.leave)
     return sse.response(_events(answer))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from tests.integration.stack import Stack, running
+from tests.servers import wait_until
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
 
@@ -115,3 +117,61 @@ def test_who_never_reads_is_cut_off(stack: Stack, http: httpx.Client) -> None:
         telling.result()
         assert most < 16_000_000
         assert len(read_all(connected)) < 3_000_000
+
+
+def test_a_stream_ends_with_a_word_when_its_key_is_revoked(stack: Stack, http: httpx.Client) -> None:
+    key = stack.cast["bob"].key
+    with httpx.Client(base_url=stack.origin, headers={"X-API-Key": key}, timeout=30) as bob:
+        asked = {"bob": ask(bob), "alice": ask(http)}
+        with (
+            bob.stream("GET", asked["bob"]["stream_endpoint"]) as stream,
+            http.stream("GET", asked["alice"]["stream_endpoint"], timeout=4) as other,
+        ):  # fmt: skip
+            stack.sql("UPDATE accounts_apikey SET revoked_at = '2026-01-01' WHERE prefix = ?", key[:14])
+            assert error_of(stream) == "invalid_api_key"
+            with pytest.raises(httpx.ReadTimeout):  # hers is looked at, too, and goes on
+                error_of(other)
+
+
+def test_one_user_cannot_take_all_streams(stack: Stack, http: httpx.Client) -> None:
+    charlie = httpx.Client(
+        base_url=stack.origin, headers={"X-API-Key": stack.cast["charlie"].key}, timeout=60,
+        limits=httpx.Limits(max_connections=None),
+    )  # fmt: skip
+    with charlie:
+        path = ask(charlie)["stream_endpoint"]
+        with contextlib.ExitStack() as open_:
+            for _ in range(200):
+                assert open_.enter_context(charlie.stream("GET", path)).status_code == 200
+            refused = charlie.get(path)
+            assert (refused.status_code, refused.json()["error"]) == (429, "rate_limited")
+            assert int(refused.headers["retry-after"]) >= 1
+            body = {"messages": [{"role": "user", "content": "One more?"}], "stream": True}
+            refused = charlie.post("/v1/chat/completions", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+            with http.stream("GET", ask(http)["stream_endpoint"]) as other:
+                assert other.status_code == 200
+    with httpx.Client(base_url=stack.origin, headers=charlie.headers, timeout=30) as again:
+        wait_until(lambda: is_served(again, path), 20)
+
+
+def test_a_restart_ends_streams_with_a_word(stack: Stack, http: httpx.Client) -> None:
+    with http.stream("GET", ask(http)["stream_endpoint"]) as stream:
+        stack.processes["web"].terminate()
+        assert error_of(stream) == "restarting"
+    assert stack.processes["web"].wait(15) == 0
+    stack.start("web")
+    stack.wait_for_web()
+
+
+def error_of(stream: httpx.Response) -> str:
+    """Read a stream to its end; return the error that it ends with."""
+    *_, last, done = [line for line in stream.iter_lines() if line.startswith("data: ")]
+    assert done == "data: [DONE]"
+    error: str = json.loads(last.removeprefix("data: "))["error"]
+    return error
+
+
+def is_served(client: httpx.Client, path: str) -> bool:
+    with client.stream("GET", path) as stream:
+        return stream.status_code == 200

@@ -231,13 +231,40 @@ async def test_who_hangs_up_stops_the_generation(stack: Stack, stream: bool) -> 
         await _until(lambda: stack.sql(status, id_) == [("cancelled",)])
 
 
+REVOKED = "UPDATE accounts_apikey SET revoked_at = {} WHERE prefix = '{prefix}'"
+SWITCHED_OFF = "UPDATE accounts_user SET is_active = {} WHERE username = 'charlie'"
+
+
+@pytest.mark.parametrize(("change", "lost", "good"), [(REVOKED, "'2026-01-01'", "NULL"), (SWITCHED_OFF, "0", "1")])
+async def test_a_stream_ends_in_the_middle_when_its_right_ends(stack: Stack, change: str, lost: str, good: str) -> None:
+    key = stack.cast["charlie"].key
+    async with openai.AsyncOpenAI(base_url=f"{stack.origin}/v1", api_key=key, max_retries=0) as client:
+        stream = await client.chat.completions.create(model="demo", messages=ASK, max_tokens=4000, stream=True)
+        id_ = (await anext(stream)).id.removeprefix("chatcmpl-").replace("-", "")
+        while not (await anext(stream)).choices[0].delta.content:
+            pass
+        stack.sql(change.format(lost, prefix=key[:14]))
+        try:
+            with pytest.raises(openai.APIError, match="not valid any more") as ended:
+                await asyncio.wait_for(_to_the_end(stream), 15)
+        finally:
+            stack.sql(change.format(good, prefix=key[:14]))
+    assert ended.value.code == "invalid_api_key"
+    # Nobody else may read it.
+    await _until(lambda: stack.sql("SELECT status FROM generations_generation WHERE id = ?", id_) == [("cancelled",)])
+
+
 async def _read(client: openai.AsyncOpenAI, stream: bool) -> None:
     answer = await client.chat.completions.create(
         model="demo", messages=ASK, max_tokens=4000, stream=stream
     )  # fmt: skip
     if stream:
-        async for _ in answer:
-            pass
+        await _to_the_end(answer)
+
+
+async def _to_the_end(stream: Any) -> None:
+    async for _ in stream:
+        pass
 
 
 async def _until(is_so: Any, timeout_s: float = 15) -> None:
