@@ -9,7 +9,7 @@ from chatproject.accounts.models import ApiKey
 from chatproject.api.connection import connection_of
 from chatproject.api.errors import ApiError
 from chatproject.api.inbox import Inbox
-from chatproject.chat.identity import Identity
+from chatproject.chat.identity import Identity, Unwelcome
 from chatproject.chat.presence import RESTARTING, get_presence
 from chatproject.contract.errors import Refusal
 
@@ -29,16 +29,21 @@ class Listener:
 def listen(request: HttpRequest, key: ApiKey) -> Inbox:
     """Return an inbox for a stream that is sent to whoever shows ``key``, until the request is over.
 
-    Raises Refused(rate_limited) when the user has as many streams and sockets as one may have here.
+    Raises Refused(rate_limited) when the user has as many streams and sockets as one may have here, and ApiError when
+    this process is about to end.
     """
     connection = connection_of(request)
     inbox = Inbox(on_too_slow=connection.cut)
     listener = Listener(key, inbox)
-    if not get_presence().join(listener):
+    try:
+        get_presence().join(listener)
+    except Unwelcome as unwelcome:
+        if unwelcome.code == RESTARTING:
+            raise _restarting() from None
         raise Refused(
             Refusal.RATE_LIMITED, "You read too many streams at once. Close one, or wait for one to end.",
             retry_after_s=1,
-        )  # fmt: skip
+        ) from None  # fmt: skip
     connection.on_end(lambda: get_presence().leave(listener))
     return inbox
 
