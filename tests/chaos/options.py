@@ -35,7 +35,7 @@ class Options:
         words += ["--redis memory"] if self.redis == "memory" else []
         words += ["--engine torch"] if self.engine == "torch" else []
         words += ["--mixed"] if self.mixed else []
-        words += ["--clocks all"] if self.clocks == "all" else []
+        words += ["--clocks workers"] if self.clocks == "workers" else []
         words += [f"--defect {self.defect}"] if self.defect else []
         return f"make chaos ARGS='{' '.join(words)}'"
 
@@ -57,7 +57,7 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--redis", choices=("log", "memory"), default="log", help="memory: without its log file")
     parser.add_argument("--engine", choices=("fake", "torch"), default="fake", help="torch: the bundled model")
     parser.add_argument("--mixed", action="store_true", help="one worker of a newer contract, one of the first")
-    parser.add_argument("--clocks", choices=("workers", "all"), default="workers", help="whose are wrong")
+    parser.add_argument("--clocks", choices=("all", "workers"), default="all", help="whose are wrong (default: all)")
     parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="", help="measure one thing, with its goal")
