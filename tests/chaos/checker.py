@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.chaos import traces
 from tests.chaos.chats import Chat, Silence, View
-from tests.chaos.faults import KILLS_WORKERS, LOSES_DATA, SILENCES, SILENCES_ONE
+from tests.chaos.faults import BESIDE_OTHERS, KILLS_WORKERS, LOSES_DATA, SILENCES, SILENCES_ONE
 from tests.chaos.nemesis import Done
 
 LOST_TICKET_S = 3.0
@@ -210,6 +210,8 @@ def _figures(
         kills += 1
         running = [by_id[id_] for id_ in fault.hit["running"] if id_ in by_id]
         hits += any((chat.view.end is None or _end_at(chat.view) > fault.began) for chat in running)
+        if any(each.kind in BESIDE_OTHERS and each.began <= fault.began <= each.ended + RECOVERY_S for each in faults):
+            continue  # The readers of a web process that hangs hear nothing from any worker.
         # A kill soon after another fault measures that one too; one soon after a kill measures itself.
         other = min((each.began for each in faults if each.began > fault.began), default=math.inf)
         pauses += [pause for chat in running if (pause := _pause(chat.view, fault.began, other)) is not None]

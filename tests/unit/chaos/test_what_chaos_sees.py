@@ -108,3 +108,16 @@ def test_a_silence_that_another_fault_began_is_not_the_kills() -> None:
     assert pause(still_silent, 100.05) == 8.98
     assert pause([99.9, 108.0], 100.01) == 8.0
     assert pause([99.9], 101.0) is None
+
+
+def test_a_kill_while_a_web_process_hangs_is_not_measured_by_its_readers() -> None:
+    chat = Chat(number=1, client_id="c", user="u", text="", max_tokens=1, accepted=[{"generation": "g"}])
+    chat.view.deltas_at = [99.9, 118.0]
+    kill = Done(kind="kill_worker", began=100, ended=100, hit={"did": True, "running": ["g"]})
+    hung = Done(kind="stop_web", began=90, ended=112, hit={"url": "http://a:1"})
+
+    def measured(*faults: Done) -> str:
+        return dict(checker.check([chat], faults, EMPTY, []).figures)["kill -9 to the next delta, p50 / p95 / p99 / n"]
+
+    assert measured(kill).startswith("18.00 s")
+    assert measured(kill, hung).endswith("/ 0")
