@@ -20,6 +20,7 @@ import pytest
 
 from tests.integration.sockets import Client, Frame, socket, whole_answer
 from tests.integration.stack import Stack, running
+from tests.servers import postgresql_server, redis_server
 
 pytestmark = [pytest.mark.needs("redis", "postgresql"), pytest.mark.django_db(databases=[])]
 SYNC = b"S\x00\x00\x00\x04"
@@ -123,15 +124,22 @@ def _reset(connection: sockets_.socket) -> None:
 
 
 @pytest.fixture(scope="module")
-def thief(postgres_url: str) -> Iterator[Thief]:
-    thief = Thief(postgres_url)
+def database_url() -> Iterator[str]:
+    with postgresql_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def thief(database_url: str) -> Iterator[Thief]:
+    thief = Thief(database_url)
     yield thief
     thief.close()
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str, thief: Thief) -> Iterator[Stack]:
-    with running(Path(tmp_path_factory.mktemp("lost-commit")), redis_url, DATABASE_URL=thief.url) as stack:
+def stack(tmp_path_factory: pytest.TempPathFactory, thief: Thief) -> Iterator[Stack]:
+    directory = Path(tmp_path_factory.mktemp("lost-commit"))
+    with redis_server() as url, running(directory, url, DATABASE_URL=thief.url) as stack:
         yield stack
 
 
@@ -157,7 +165,7 @@ def stored(url: str, client_id: str) -> tuple[int, int]:
 @pytest.mark.parametrize("how", ["lose", "delay"])
 @pytest.mark.parametrize("who", ["alice", "bob"])
 async def test_message_is_accepted_once_and_answered(
-    stack: Stack, thief: Thief, postgres_url: str, who: str, how: str
+    stack: Stack, thief: Thief, database_url: str, who: str, how: str
 ) -> None:
     client_id, num_stolen = str(uuid.uuid4()), thief.num_stolen
     async with socket(stack, who) as client:
@@ -173,12 +181,12 @@ async def test_message_is_accepted_once_and_answered(
         assert await client.next("accepted", "error") == told
     assert thief.num_stolen == num_stolen + 1
     assert await asyncio.to_thread(thief.is_delivered.wait, 20)
-    assert stored(postgres_url, client_id) == (1, 2)
+    assert stored(database_url, client_id) == (1, 2)
 
 
 @pytest.mark.parametrize("how", ["lose", "delay"])
 async def test_another_answer_is_accepted_once_and_told(
-    stack: Stack, thief: Thief, postgres_url: str, how: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, thief: Thief, database_url: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Longer than a second try waits for the locks that the first one holds at the server.
     monkeypatch.setattr(thief, "delay_s", 3.0)
@@ -193,10 +201,10 @@ async def test_another_answer_is_accepted_once_and_told(
         whole_answer(alice.of(told["generation"]))
     assert thief.num_stolen == num_stolen + 1
     assert await asyncio.to_thread(thief.is_delivered.wait, 20)
-    assert stored(postgres_url, client_id) == (1, 3)
+    assert stored(database_url, client_id) == (1, 3)
 
 
-async def test_request_of_the_api_is_accepted_once(stack: Stack, thief: Thief, postgres_url: str) -> None:
+async def test_request_of_the_api_is_accepted_once(stack: Stack, thief: Thief, database_url: str) -> None:
     client_id = str(uuid.uuid4())
     request = urllib.request.Request(
         f"{stack.origin}/send-message",
@@ -207,11 +215,11 @@ async def test_request_of_the_api_is_accepted_once(stack: Stack, thief: Thief, p
     with await asyncio.to_thread(urllib.request.urlopen, request, timeout=60) as answer:
         assert answer.status == 202
     assert await asyncio.to_thread(thief.is_delivered.wait, 20)
-    assert stored(postgres_url, client_id) == (1, 2)
+    assert stored(database_url, client_id) == (1, 2)
 
 
 async def test_while_the_database_stays_away_nobody_is_told_that_nothing_was_stored(
-    stack: Stack, thief: Thief, postgres_url: str
+    stack: Stack, thief: Thief, database_url: str
 ) -> None:
     client_id = str(uuid.uuid4())
     async with socket(stack, "alice") as alice:
@@ -225,7 +233,7 @@ async def test_while_the_database_stays_away_nobody_is_told_that_nothing_was_sto
         assert (told["type"], told["code"], told["id"]) == ("error", "unavailable", client_id)
         assert told["unknown"] is True
         assert told["retry_after_s"] > 0
-        assert stored(postgres_url, client_id) == (1, 2)
+        assert stored(database_url, client_id) == (1, 2)
         await alice.send("hello", id=client_id)
         assert (await alice.next("accepted", "error"))["type"] == "accepted"
-    assert stored(postgres_url, client_id) == (1, 2)
+    assert stored(database_url, client_id) == (1, 2)

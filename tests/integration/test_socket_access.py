@@ -17,7 +17,7 @@ import websockets
 
 from tests.integration.sockets import bare, masked, socket
 from tests.integration.stack import Stack, running
-from tests.servers import free_port
+from tests.servers import free_port, redis_server
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
 NUM_ACCEPTED = "SELECT count(*) FROM generations_generation"
@@ -30,9 +30,10 @@ for name in "abcd":
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     directory = Path(tmp_path_factory.mktemp("access"))
-    with running(directory, redis_url, with_worker=False, ALLOWED_HOSTS="chat.example") as stack:
+    # A Redis of its own: what waits here for ever would fill the queue of others.
+    with redis_server() as url, running(directory, url, with_worker=False, ALLOWED_HOSTS="chat.example") as stack:
         yield stack
 
 

@@ -14,14 +14,16 @@ import pytest
 
 from tests.integration.sockets import bare, masked, socket
 from tests.integration.stack import Stack, running
+from tests.servers import redis_server
 
 pytestmark = [pytest.mark.needs("redis"), pytest.mark.django_db(databases=[])]
 PING = 9
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stack]:
-    with running(Path(tmp_path_factory.mktemp("floods")), redis_url, with_worker=False) as stack:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    # A Redis of its own: what waits here for ever would fill the queue of others.
+    with redis_server() as url, running(Path(tmp_path_factory.mktemp("floods")), url, with_worker=False) as stack:
         yield stack
 
 
