@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from django.core.exceptions import RequestDataTooBig
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.http.request import RawPostDataException
 from django.views.decorators.csrf import csrf_exempt
@@ -19,8 +20,11 @@ from chatproject import metrics
 from chatproject.accounts.errors import Refused
 from chatproject.api import errors
 from chatproject.api.errors import ApiError
+from chatproject.contract.errors import Refusal
 
 log = logging.getLogger(__name__)
+# It may have been in the middle of a COMMIT.
+_DATABASE_AWAY = "The database does not answer. Try again in a moment; under the same Idempotency-Key it counts once."
 View = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
 
 
@@ -68,6 +72,10 @@ def as_api_error(error: Exception, *, is_plain: bool = False) -> ApiError:
         return error
     if isinstance(error, Refused):
         return errors.of_refusal(error, is_plain=is_plain)
+    if isinstance(error, (OperationalError, InterfaceError)):
+        log.warning("the database is away: %r", error)
+        away = Refused(Refusal.UNAVAILABLE, _DATABASE_AWAY, retry_after_s=2)
+        return errors.of_refusal(away, is_plain=is_plain)
     log.error("the API failed", exc_info=error)
     return ApiError("The service had an error. Try again.", status=500, type="server_error", code="internal_error")
 

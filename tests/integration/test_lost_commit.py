@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 import pytest
 
@@ -216,6 +217,22 @@ async def test_request_of_the_api_is_accepted_once(stack: Stack, thief: Thief, d
         assert answer.status == 202
     assert await asyncio.to_thread(thief.is_delivered.wait, 20)
     assert stored(database_url, client_id) == (1, 2)
+
+
+async def test_a_client_of_v1_is_told_to_come_again_under_its_key_and_counts_once(
+    stack: Stack, thief: Thief, database_url: str
+) -> None:
+    key = str(uuid.uuid4())
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    headers = {"Authorization": f"Bearer {stack.cast['alice'].key}", "Idempotency-Key": key}
+    async with httpx.AsyncClient(base_url=stack.origin, headers=headers, timeout=60) as client:
+        thief.steal("lose", of=key, at=key.encode())
+        lost = await client.post("/v1/chat/completions", json=body)
+        assert (lost.status_code, lost.json()["error"]["code"]) == (503, "unavailable")
+        assert int(lost.headers["retry-after"]) >= 1
+        again = await client.post("/v1/chat/completions", json=body)
+    assert again.status_code == 200
+    assert stored(database_url, key)[0] == 1
 
 
 async def test_while_the_database_stays_away_nobody_is_told_that_nothing_was_stored(
