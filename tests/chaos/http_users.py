@@ -63,6 +63,12 @@ class _HttpUser(Person):
             return
         await asyncio.sleep(min(5.0, float(response.headers.get("retry-after", 1))))
 
+    async def _told_otherwise(self, code: str, client: httpx.AsyncClient) -> None:
+        """Take the last word of a stream that is no finish: the answer's end, or that one has to come again."""
+        if code not in ENDED_OTHERWISE:
+            raise EOFError(code)
+        await self._look_up(client)
+
     async def _look_up(self, client: httpx.AsyncClient) -> None:
         """Have the stored answer told: whoever was told of its end finds it there."""
         answer = await client.get(f"/check-response/{self._chat.generation}")
@@ -168,7 +174,7 @@ class CompletionsUser(_HttpUser):
                 break
             told = json.loads(data)
             if "error" in told:
-                await self._look_up(client)
+                await self._told_otherwise(told["error"]["code"], client)
                 return
             choice = told["choices"][0]
             if end is not None:
@@ -245,7 +251,7 @@ class EventsUser(_HttpUser):
                 raise EOFError("no end")
             told = json.loads(data)
             if told["done"] and "error" in told:
-                await self._look_up(client)
+                await self._told_otherwise(told["error"], client)
                 return
             if told["done"]:
                 self._ends(None, {"type": "finished", "reason": told["reason"]})

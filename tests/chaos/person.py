@@ -9,7 +9,9 @@ from tests.chaos.chats import Chat, Wire
 from tests.chaos.cluster import Cluster
 from tests.chaos.history import History
 
-MENDS_ITSELF = ("unavailable", "queue_full", "rate_limited", "rate_limit_exceeded", "conversation_busy")
+MENDS_ITSELF = (
+    "unavailable", "restarting", "queue_full", "rate_limited", "rate_limit_exceeded", "conversation_busy",
+)  # fmt: skip
 
 
 class Person:

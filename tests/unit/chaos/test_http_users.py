@@ -110,3 +110,13 @@ async def test_who_waited_and_is_told_of_a_failure_reads_what_is_stored(tmp_path
     assert (chat.generation, chat.refused) == ("g", "")
     assert chat.view.end == {"type": "failed", "reason": None}
     assert service.requests[2].startswith("get /check-response/g")
+
+
+async def test_a_stream_that_says_it_restarts_is_read_on_elsewhere(tmp_path: Path) -> None:
+    restarting = (
+        200,
+        [*events((2, "a"))[1], _data({"token": "", "done": True, "error": "restarting"}), "data: [DONE]"],
+    )
+    chat, service = await asks(tmp_path, "events", ACCEPTED, restarting, events((3, "b"), is_done=True))
+    assert (chat.view.text, chat.problems) == ("ab", [])
+    assert "last-event-id: 2" in service.requests[2]
