@@ -15,10 +15,11 @@ from django.utils import timezone
 
 # A clock that is kept by NTP is taken at its word: it runs smoother than what is measured over a network.
 AGREES_S: Final = 1.0
-# An answer that came later tells the time too badly.
+# An answer that came later tells the time too badly, but better than nothing did before.
 LONGEST_S: Final = 0.5
 
 _ahead = timedelta()  # of this host's clock; replaced as a whole
+_is_measured = False
 
 
 def now() -> datetime:
@@ -40,9 +41,10 @@ def measure(client: Any) -> None:
 
 def learn(answer: tuple[int, int], *, took_s: float) -> None:
     """Take what Redis answered to TIME just now: seconds and microseconds."""
-    global _ahead
-    if took_s > LONGEST_S:
+    global _ahead, _is_measured
+    if took_s > LONGEST_S and _is_measured:
         return
+    _is_measured = True
     seconds, microseconds = answer
     ahead_s = timezone.now().timestamp() - took_s / 2 - (seconds + microseconds / 1e6)
     _ahead = timedelta(seconds=ahead_s) if abs(ahead_s) > AGREES_S else timedelta()

@@ -38,6 +38,7 @@ from chatproject.generations.streaming.rows import Rows, in_database_thread
 
 log = logging.getLogger(__name__)
 TICK_S: Final = 0.25
+CLOCK_S: Final = 1.0  # the first message waits so long at most for Redis' time
 SILENCE_S: Final = 1.0
 WATCH_RENEW_S: Final = 20.0
 DATABASE_LOOK_S: Final = 3.0
@@ -103,6 +104,10 @@ class Hub:
         async with self._started:
             if self.channel:
                 return
+            # Before the first message is accepted: its deadline is told in the service's time.
+            with contextlib.suppress(*_AWAY):
+                async with asyncio.timeout(CLOCK_S):
+                    await self._measure_clock()
             # A name of our own, so that it is known before Redis is: receiving subscribes, and again after a loss.
             self.channel = f"chat.web.{uuid.uuid4().hex}"
             self._spawn(_warm_models())
