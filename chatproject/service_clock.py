@@ -2,7 +2,7 @@
 
 Places in the queue, deadlines and expiries are written by one host and compared by another, and by Redis itself; a host
 whose own clock is an hour off must not expire what others accepted. A process measures its clock now and then, when it
-talks to Redis anyway; what was measured last holds while Redis is away.
+talks to Redis anyway; what was measured last holds while Redis is away. At a start without Redis the database tells.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from django.db import connection
 from django.utils import timezone
 
 # A clock that is kept by NTP is taken at its word: it runs smoother than what is measured over a network.
@@ -35,16 +36,26 @@ def now_ms() -> int:
 def measure(client: Any) -> None:
     """Compare this host's clock with that of Redis, by one TIME. Raises redis.RedisError."""
     asked_at = time.monotonic()
-    answer = client.time()
-    learn(answer, took_s=time.monotonic() - asked_at)
+    seconds, microseconds = client.time()
+    learn(seconds + microseconds / 1e6, took_s=time.monotonic() - asked_at)
 
 
-def learn(answer: tuple[int, int], *, took_s: float) -> None:
-    """Take what Redis answered to TIME just now: seconds and microseconds."""
+def measure_by_database() -> None:
+    """Do it by the database, where Redis cannot be asked. Raises django.db.Error."""
+    now = "extract(epoch FROM clock_timestamp())"
+    if connection.vendor == "sqlite":
+        now = "(julianday('now') - 2440587.5) * 86400"
+    with connection.cursor() as cursor:
+        asked_at = time.monotonic()
+        cursor.execute(f"SELECT {now}")
+        learn(float(cursor.fetchone()[0]), took_s=time.monotonic() - asked_at)
+
+
+def learn(seconds: float, *, took_s: float) -> None:
+    """Take the time that was told just now, in seconds since the epoch, ``took_s`` after it was asked for."""
     global _ahead, _is_measured
     if took_s > LONGEST_S and _is_measured:
         return
     _is_measured = True
-    seconds, microseconds = answer
-    ahead_s = timezone.now().timestamp() - took_s / 2 - (seconds + microseconds / 1e6)
+    ahead_s = timezone.now().timestamp() - took_s / 2 - seconds
     _ahead = timedelta(seconds=ahead_s) if abs(ahead_s) > AGREES_S else timedelta()

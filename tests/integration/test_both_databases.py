@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
     "tests/unit/accounts", "tests/unit/generations", "tests/unit/chat", "tests/unit/test_kept_connection.py",
-    "tests/unit/test_statements.py",
+    "tests/unit/test_statements.py", "tests/unit/test_service_clock.py",
 )  # fmt: skip
 
 

@@ -105,9 +105,7 @@ class Hub:
             if self.channel:
                 return
             # Before the first message is accepted: its deadline is told in the service's time.
-            with contextlib.suppress(*_AWAY):
-                async with asyncio.timeout(CLOCK_S):
-                    await self._measure_clock()
+            await self._begin_clock()
             # A name of our own, so that it is known before Redis is: receiving subscribes, and again after a loss.
             self.channel = f"chat.web.{uuid.uuid4().hex}"
             self._spawn(_warm_models())
@@ -438,8 +436,16 @@ class Hub:
 
     async def _measure_clock(self) -> None:
         asked_at = time.monotonic()
-        answer = await self._redis.time()
-        service_clock.learn(answer, took_s=time.monotonic() - asked_at)
+        seconds, microseconds = await self._redis.time()
+        service_clock.learn(seconds + microseconds / 1e6, took_s=time.monotonic() - asked_at)
+
+    async def _begin_clock(self) -> None:
+        try:
+            async with asyncio.timeout(CLOCK_S):
+                await self._measure_clock()
+        except _AWAY:
+            with contextlib.suppress(db.Error):  # then no message can be accepted either
+                await in_database_thread(service_clock.measure_by_database)()
 
     async def _renew_watches(self) -> None:
         await self._keep_watching([*map(names.watch_key, self._streams), *map(user_watch_key, self._users)])
