@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from chatproject.ops.up import process
 from chatproject.ops.up.errors import StartFailed, StopRequested
 from chatproject.ops.up.process import Role, Spec, Status
 from chatproject.ops.up.stop_signals import StopSignals
@@ -54,6 +55,7 @@ def main(directory: Path) -> int:
     events = directory / "events"
     events.touch()
     behaviours = json.loads((directory / "behaviour.json").read_text())
+    process.STEADY_S = float(behaviours.get("steady_s", process.STEADY_S))  # type: ignore[misc]
 
     def ready(name: str) -> Status:
         started = [line.split()[-1] for line in events.read_text().splitlines() if line.startswith(f"{name} started")]

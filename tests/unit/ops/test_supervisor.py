@@ -98,6 +98,27 @@ def test_what_dies_is_started_again(start: Callable[..., Run]) -> None:
     eventually(lambda: "records is ready again" in run.output())
 
 
+def test_who_dies_at_once_waits_longer_each_time_and_who_ran_for_a_while_does_not(start: Callable[..., Run]) -> None:
+    run = start(steady_s=1.5)
+
+    def waits() -> list[str]:
+        return re.findall(r"flower was killed by signal 9; starting it again in ([\d.]+) s", run.output())
+
+    def kill(times: int, *, after_s: float) -> None:
+        for _ in range(times):
+            num = len(waits())
+            eventually(lambda: bool(run.pids()["flower"]))
+            time.sleep(after_s)
+            os.kill(run.pids()["flower"][0], signal.SIGKILL)
+            eventually(lambda num=num: len(waits()) > num)
+            eventually(lambda: run.output().count("flower is ready again") == len(waits()))
+
+    kill(3, after_s=0.0)
+    assert waits() == ["0.1", "0.4", "1.6"]
+    kill(2, after_s=2.0)
+    assert waits()[3:] == ["0.1", "0.1"]
+
+
 def test_who_does_not_answer_any_more_is_killed_and_started_again(start: Callable[..., Run]) -> None:
     run = start()
     (web,), (records,) = run.pids()["web"], run.pids()["records"]
