@@ -30,6 +30,7 @@ from chatproject.generations import scripts, tickets
 
 log = logging.getLogger(__name__)
 AWAY = (redis.RedisError, OperationalError, OSError)
+NUM_THREADS: Final = 4
 MOST_WAITING: Final = 256  # requests, each with its whole history
 SAY_EVERY_S: Final = 10.0
 AGAIN_S: Final = 0.5
@@ -118,7 +119,7 @@ class _Again:
         return True
 
 
-_threads = _Threads(4, MOST_WAITING)
+_threads = _Threads(NUM_THREADS, MOST_WAITING)
 _left_over = _LeftOver()
 _again = _Again(MOST_WAITING)
 

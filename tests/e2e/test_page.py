@@ -223,7 +223,7 @@ def test_search_finds_a_chat(page: Page) -> None:
 def test_back_and_forward_change_the_conversation(page: Page) -> None:
     write(page, "The first chat.")
     wait_end(page)
-    page.get_by_role("link", name="New chat").click()
+    page.get_by_role("link", name="New chat", exact=True).click()
     expect(page.locator(".message")).to_have_count(0)
     write(page, "The second chat.")
     wait_end(page)

@@ -53,7 +53,7 @@ def test_a_refused_text_joins_what_was_typed_after_it(page: Page, wire: Wire) ->
     wire.answers = lambda frame: {} if frame["type"] == "send" else None
     write(page, "Sent and refused.")
     box(page).fill("Typed meanwhile.")
-    page.get_by_role("link", name="New chat").first.click()
+    page.get_by_role("link", name="New chat", exact=True).click()
     expect(page.locator(".message")).to_have_count(0)
     client_id = wire.sent[-1]["id"]
     wire.say({"type": "error", "id": client_id, "code": "queue_full", "message": "Too much to do."})

@@ -218,7 +218,7 @@ def test_a_draft_survives_a_reload_and_goes_when_it_was_sent(page: Page) -> None
     wait_end(page)
     page.reload()
     expect(page.get_by_label("Message", exact=True)).to_have_value("")
-    page.get_by_role("link", name="New chat").click()
+    page.get_by_role("link", name="New chat", exact=True).click()
     expect(page.locator(".message")).to_have_count(0)
     expect(page.get_by_label("Message", exact=True)).to_have_value("")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -27,6 +28,7 @@ def redis_here(fresh_redis_url: str, settings) -> Iterator[str]:
         app._pool = app.amqp._producer_pool = None
     _forget_clients()
     yield fresh_redis_url
+    _wait_for_announcers()
     _forget_clients()
 
 
@@ -65,6 +67,14 @@ def draft(alice: User) -> Callable[..., admission.Draft]:
 def make_user(name: str, **limits: object) -> User:
     plan = Plan.objects.create(name=f"plan-of-{name}", **limits)
     return User.objects.create(username=name, plan=plan)
+
+
+def _wait_for_announcers() -> None:
+    """Wait until what was accepted is announced: a thread that is late would keep a client of the Redis that was."""
+    everyone = threading.Barrier(dispatch.NUM_THREADS + 1)
+    for _ in range(dispatch.NUM_THREADS):
+        dispatch._threads.submit(everyone.wait, 30)
+    everyone.wait(30)
 
 
 def _forget_clients() -> None:
