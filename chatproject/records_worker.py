@@ -12,6 +12,7 @@ import celery.worker.consumer
 from celery import bootsteps
 from celery.worker import state
 
+from chatproject.answer_limit import limit_answers
 from chatproject.contract import broker
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,10 @@ EVENTS_S: Final = 0.5
 
 class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer, but no end waits up to 30 s to be stored and shown after Redis is back."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        limit_answers()
+        super().__init__(*args, **kwargs)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, and say so while it takes."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import dj_database_url
 from csp.constants import NONE, SELF
 
-from chatproject import env
+from chatproject import answer_limit, env
 from chatproject.contract import broker
 
 ENV = env.read()
@@ -109,13 +109,14 @@ def _database() -> dict[str, Any]:
     options = settings.setdefault("OPTIONS", {})
     # A server that went away without a word is given up in seconds, not in TCP's quarter of an hour.
     for name, value in (
+        ("connect_timeout", 10),
         ("keepalives_idle", 30),
         ("keepalives_interval", 10),
         ("keepalives_count", 3),
         ("tcp_user_timeout", 10_000),
     ):
         options.setdefault(name, value)
-    options["pool"] = {"min_size": 1, "max_size": 17, "timeout": 10}
+    options["pool"] = {"min_size": 1, "max_size": 17, "timeout": 10, "connection_class": answer_limit.Connection}
     return settings
 
 

@@ -16,8 +16,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 _START_S = 60.0
@@ -85,6 +87,21 @@ class PostgreSQL:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let it and all its processes stand still: connections stay, the kernel takes new ones, nobody answers."""
+        stopped = []
+        for process in (parent := psutil.Process(self.process.pid), *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+                stopped.append(process)
+        try:
+            yield
+        finally:
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def start(self) -> None:
         """Start it again, on the same port; it takes connections a moment later."""

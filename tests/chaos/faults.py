@@ -212,6 +212,15 @@ async def restart_database(cluster: Cluster, choose: random.Random) -> Hit:
     return {"did": True, "s": away_s, "how": how.name}
 
 
+async def stop_database(cluster: Cluster, choose: random.Random) -> Hit:
+    """PostgreSQL hangs, perhaps for longer than the service waits: connections stay, answers do not come."""
+    assert cluster.database is not None
+    stopped_s = choose.uniform(6, 26)
+    with cluster.database.hanging():
+        await asyncio.sleep(stopped_s)
+    return {"did": True, "s": stopped_s}
+
+
 async def cut_links(cluster: Cluster, choose: random.Random) -> Hit:
     """Every connection of a role to Redis and the database is reset, some times in a row."""
     role, connections = choose.choice(ROLES), []
@@ -255,10 +264,10 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         kill_worker, term_worker, stop_worker, kill_web, term_web, stop_web, kill_records, term_records, stop_records,
         drop_tickets, repeat_tickets, kill_redis, stop_redis, pause_redis, flush_redis, fill_redis, refuse_writes,
-        fill_disk, crash_database, restart_database, cut_links, hold_links, delay_links, throttle_links,
+        fill_disk, crash_database, restart_database, stop_database, cut_links, hold_links, delay_links, throttle_links,
     )
 }  # fmt: skip
-NEEDS_POSTGRESQL = frozenset({"crash_database", "restart_database"})
+NEEDS_POSTGRESQL = frozenset({"crash_database", "restart_database", "stop_database"})
 NEEDS_ROOT = frozenset({"fill_disk"})
 LOSES_DATA = frozenset({"kill_redis", "flush_redis"})
 # Those after which others may hold a worker for dead; what it ran is in the hit.
@@ -269,7 +278,7 @@ KILLS_WORKERS = frozenset({
 # Those during which no frame can reach anybody. A killed web process is none: its readers come back at once.
 SILENCES = frozenset({
     "hold_links", "stop_redis", "pause_redis", "kill_redis", "flush_redis", "fill_redis", "refuse_writes", "fill_disk",
-    "crash_database", "restart_database", "stop_records", "throttle_links",
+    "crash_database", "restart_database", "stop_database", "stop_records", "throttle_links",
 })  # fmt: skip
 # The same for those alone who are connected to the process at the hit's url.
 SILENCES_ONE = frozenset({"stop_web"})

@@ -74,7 +74,7 @@ def _settle_outside(module: ModuleType) -> None:
     settle = module.quotas.settle
 
     def later(**fields: Any) -> bool:
-        threading.Timer(3.0, settle, kwargs=fields).start()
+        threading.Timer(6.0, settle, kwargs=fields).start()
         return True
 
     from types import SimpleNamespace
