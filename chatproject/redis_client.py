@@ -18,6 +18,7 @@ from django.conf import settings
 TIMEOUT_S = 1.0
 MOST_READY: Final = 8
 READY_S: Final = 60.0  # after which what stands between may have forgotten the connection
+AWAY: Final = (redis.RedisError, OSError)  # what a Redis that is away raises; a wait that ended is an OSError
 Client = redis.Redis
 AsyncClient = redis.asyncio.Redis
 

@@ -12,6 +12,8 @@ import pytest
 from chatproject.contract.frames import Frame, Log, channel_message
 from chatproject.generations.streaming.hub import Hub
 from chatproject.generations.streaming.rows import Rows
+from chatproject.generations.streaming.truth import Truth
+from chatproject.generations.streaming.watches import Watches
 
 STARTED = Frame(generation_id="g", run=7, seq=1, kind="started")
 DELTA = Frame(generation_id="g", run=7, seq=2, kind="delta", text="Mars")
@@ -38,15 +40,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
         await asyncio.sleep(0)
         return SimpleNamespace(thread=None, is_terminal=False)
 
-    async def log(self: Hub, generation_id: str) -> Log:
+    async def log(self: Truth, generation_id: str) -> Log:
         return LOG
 
-    async def nothing(self: Hub, *_: Any) -> None: ...
+    async def nothing(self: object, *_: Any) -> None: ...
 
     monkeypatch.setattr(Rows, "get", row)
-    monkeypatch.setattr(Hub, "_log", log)
-    for name in ("start", "_watch_late"):
-        monkeypatch.setattr(Hub, name, nothing)
+    monkeypatch.setattr(Truth, "log", log)
+    monkeypatch.setattr(Hub, "start", nothing)
+    monkeypatch.setattr(Watches, "watch_late", nothing)
     return Hub()
 
 
