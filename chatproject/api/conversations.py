@@ -16,7 +16,8 @@ from chatproject.accounts.models import User
 from chatproject.api import auth, database, schemas
 from chatproject.api.edge import body_of, route
 from chatproject.api.errors import ApiError
-from chatproject.chat import protocol, selectors, services
+from chatproject.chat import conversations as conversation_services
+from chatproject.chat import protocol, selectors
 from chatproject.chat.models import Conversation
 from chatproject.chat.selectors import TranscriptMessage
 from chatproject.generations import selectors as generation_selectors
@@ -27,7 +28,7 @@ __all__ = ["conversation", "conversations", "messages"]
 
 MOST: Final = 200  # conversations on one page of the list
 _LONGEST: Final = {
-    "title": services.TITLE_MAX, "model": 63, "system_prompt": protocol.MAX_TEXT_CHARACTERS,
+    "title": conversation_services.TITLE_MAX, "model": 63, "system_prompt": protocol.MAX_TEXT_CHARACTERS,
 }  # fmt: skip
 
 
@@ -52,12 +53,12 @@ async def conversation(request: HttpRequest, conversation_id: str) -> HttpRespon
     """Show, rename or delete one conversation; deleting stops what it is answering."""
     user = await auth.authenticate(request, scope="chat")
     if request.method == "DELETE":
-        await database.run(services.delete, user=user, conversation_id=conversation_id)
+        await database.run(conversation_services.delete, user=user, conversation_id=conversation_id)
         return JsonResponse({"deleted": conversation_id})
     work: Callable[[], Conversation] = partial(selectors.conversation, user, conversation_id)
     if request.method == "PATCH":
         title = _texts(request, "title").get("title", "")
-        work = partial(services.rename, user=user, conversation_id=conversation_id, title=title)
+        work = partial(conversation_services.rename, user=user, conversation_id=conversation_id, title=title)
     return JsonResponse(_entry(await database.run(work)))
 
 
@@ -74,7 +75,7 @@ def _create(user: User, fields: dict[str, str]) -> Conversation:
     if slug and slug not in {model.slug for model in generation_selectors.models_for(user)}:
         raise ApiError(f"There is no model {slug[:63]!a} for you. GET /v1/models lists them.", status=404,
                        code="model_unknown", param="model")  # fmt: skip
-    return services.create_conversation(user=user, **fields)
+    return conversation_services.create(user=user, **fields)
 
 
 def _texts(request: HttpRequest, *known: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 
 from chatproject.accounts.readonly_admin import ReadOnlyAdmin
-from chatproject.chat import services
+from chatproject.chat import conversations
 from chatproject.chat.models import Conversation, Message
 from chatproject.generations.models import Generation
 
@@ -110,7 +110,7 @@ class ConversationAdmin(ReadOnlyAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Conversation) -> None:
         """Delete as its user would."""
-        services.delete(user=obj.user, conversation_id=obj.pk)
+        conversations.delete(user=obj.user, conversation_id=obj.pk)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Conversation]) -> None:
         """Delete one by one, each whole."""

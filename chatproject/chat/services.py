@@ -1,53 +1,34 @@
-"""Writes of the chat app: send, answer again, create, rename, delete. Each is one transaction, or nothing at all.
-
-Of a message whose connection is lost in its COMMIT nobody knows which. It is sent once more, as any client may: its id
-makes it the same message, whether the first was stored, was not, or only will be when the server gets to it.
+"""What a user says, accepted: a message, an edit, a wish for another answer. Each is one transaction, or nothing.
 
 Knows no socket and no Redis: the durable job is admission's, here its messages are kept in order. The conversation's
-row is locked first, so that positions and history are those of one moment.
+row is locked first, so that positions and history are those of one moment. What comes again under its id is the same
+message; that is why `second_try` may send it once more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
-from django.utils import timezone
+from django.db import IntegrityError
 
 from chatproject import statements
-from chatproject.accounts import known
 from chatproject.accounts.models import User
-from chatproject.chat import selectors
+from chatproject.chat import conversations, second_try, selectors
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.models import Conversation, Message
 from chatproject.chat.protocol import Regenerate, Send
 from chatproject.chat.selectors import Said
 from chatproject.contract.messages import Turn
 from chatproject.generations import admission
-from chatproject.generations import services as generation_services
 from chatproject.generations.models import Generation
 
-TITLE_CHARACTERS = 60
-TITLE_MAX = 120
-AGAIN_FOR_S: Final = 5.0  # and a try that has begun: the pool waits 10 s for a connection
-LOCK_WAIT_S: Final = 2.0
-RETRY_S: Final = 2.0
 _AS_TEXT = json.JSONEncoder(sort_keys=True, default=str)
-_UNKNOWN: Final = (
-    "The database went away while it stored this. Sent again under the same id, the message is stored once."
-)
-
-_T = TypeVar("_T")
 Transact = Callable[[Callable[[], Any]], Any]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +53,7 @@ def send(*, user: User, frame: Send, generation_id: str, watcher: str | None, st
     try:
         return _send(transact, user, frame, generation_id, watcher)
     except statements.OutcomeUnknown as error:
-        return _once_more(error, user, lambda now: _send(_soon, now, frame, generation_id, watcher))
+        return second_try.once_more(error, user, lambda now: _send(second_try.soon, now, frame, generation_id, watcher))
 
 
 def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult | None:
@@ -86,7 +67,7 @@ def try_send(*, user: User, frame: Send, generation_id: str, watcher: str | None
     except (IntegrityError, Refused):
         return None
     except statements.OutcomeUnknown as error:
-        return _once_more(error, user, lambda now: _send(_soon, now, frame, generation_id, watcher))
+        return second_try.once_more(error, user, lambda now: _send(second_try.soon, now, frame, generation_id, watcher))
 
 
 def _send(transact: Transact, user: User, frame: Send, generation_id: str, watcher: str | None) -> SendResult:
@@ -107,7 +88,7 @@ def _send(transact: Transact, user: User, frame: Send, generation_id: str, watch
 def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str | None) -> SendResult:
     said: list[Said]
     if frame.conversation is not None:
-        conversation = _locked(user, frame.conversation)
+        conversation = conversations.lock(user, frame.conversation)
         said, position = selectors.said_in(conversation.id)
     else:
         conversation, said, position = _new(user, frame), [], 0
@@ -117,10 +98,10 @@ def _write(user: User, frame: Send, body: str, generation_id: str, watcher: str 
     turns = (*selectors.history(conversation.system_prompt, kept), Turn(role="user", text=frame.text))
     generation = admission.accept_new(_draft(user, frame, body, conversation, turns, generation_id, watcher))
     if not conversation.title or (conversation.is_title_automatic and not kept):
-        conversation.title = title_of(frame.text)
+        conversation.title = conversations.title_of(frame.text)
     if frame.model:
         conversation.model = frame.model
-    _touch(conversation)
+    conversations.touch(conversation)
     _supersede(said[len(kept) :])
     asked_id, answer_id = uuid.uuid4(), uuid.uuid4()
     statements.insert_values(
@@ -140,7 +121,9 @@ def regenerate(*, user: User, frame: Regenerate, generation_id: str, watcher: st
     try:
         return _regenerate(statements.step_by_step, user, frame, generation_id, watcher)
     except statements.OutcomeUnknown as error:
-        return _once_more(error, user, lambda now: _regenerate(_soon, now, frame, generation_id, watcher))
+        return second_try.once_more(
+            error, user, lambda now: _regenerate(second_try.soon, now, frame, generation_id, watcher)
+        )
 
 
 def _regenerate(
@@ -168,7 +151,7 @@ def _write_again(
     replaced = Message.objects.filter(generation_id=frame.generation, conversation__user=user).first()
     if replaced is None:
         raise Refused(Refusal.NOT_FOUND)
-    conversation = _locked(user, replaced.conversation_id)
+    conversation = conversations.lock(user, replaced.conversation_id)
     said, position = selectors.said_in(conversation.id)
     kept = _before(said, lambda each: each.generation_id == frame.generation)
     asked = next((each for each in reversed(kept) if each.role == Message.Role.USER), None)
@@ -178,64 +161,11 @@ def _write_again(
     accepted = admission.accept(_draft(user, frame, body, conversation, turns, generation_id, watcher))
     if not accepted.is_new:
         return None
-    _touch(conversation)
+    conversations.touch(conversation)
     _supersede(said[len(kept) :])
     answer_id = uuid.uuid4()
     statements.insert_values(Message, _answer(conversation, position, accepted.generation, answer_id))
     return _result(conversation, asked.id, answer_id, accepted.generation.id, is_new=True)
-
-
-def create_conversation(*, user: User, title: str = "", model: str = "", system_prompt: str = "") -> Conversation:
-    """Make an empty conversation; without a title it gets one from its first message."""
-    cleaned = clean_title(title)[:TITLE_MAX]
-    return Conversation.objects.create(
-        user=user, title=cleaned, is_title_automatic=not cleaned, model=model, system_prompt=system_prompt
-    )
-
-
-def rename(*, user: User, conversation_id: uuid.UUID | str, title: str) -> Conversation:
-    """Give a conversation a title of the user's own. Raises Refused: bad_params when empty or too long, not_found."""
-    cleaned = clean_title(title)
-    if not cleaned:
-        raise Refused(Refusal.BAD_PARAMS, "title: write a title; it is empty.")
-    if len(cleaned) > TITLE_MAX:
-        raise Refused(Refusal.BAD_PARAMS, f"title: at most {TITLE_MAX} characters; this one has {len(cleaned)}.")
-    conversation = selectors.conversation(user, conversation_id)
-    conversation.title, conversation.is_title_automatic = cleaned, False
-    conversation.save(update_fields=["title", "is_title_automatic"])
-    return conversation
-
-
-def delete(*, user: User, conversation_id: uuid.UUID | str) -> None:
-    """Delete a conversation with its messages; what it is still answering is stopped. The ledger stays."""
-    with transaction.atomic():
-        # Locked, so that no message is accepted between the list of its generations and the delete.
-        conversation = _locked(user, selectors.conversation(user, conversation_id).id)
-        generations = Generation.objects.filter(user=user, thread=conversation.id).values_list("id", flat=True)
-        generation_services.forget(generation_ids=list(generations))
-        conversation.delete()
-
-
-def title_of(text: str) -> str:
-    """Return a title for a conversation that begins with ``text``: one line, cut at a word."""
-    cleaned = clean_title(text)
-    if len(cleaned) <= TITLE_CHARACTERS:
-        return cleaned or "New chat"
-    head = cleaned[: TITLE_CHARACTERS + 1]
-    cut = head.rfind(" ")
-    # A text without spaces (a link, Chinese) is cut where it stands.
-    head = head[:cut] if cut >= TITLE_CHARACTERS // 2 else cleaned[:TITLE_CHARACTERS]
-    return head.rstrip(" ,.;:-") + "…"
-
-
-def clean_title(text: str) -> str:
-    """Return ``text`` as one line, without control characters and without those that turn its direction around."""
-    kept = (" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in text if char not in _BIDI)
-    return " ".join("".join(kept).split())
-
-
-# Invisible, and they let a title rewrite the page's line around it. Joiners stay: emoji and Persian need them.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def _sha256(frame: Send | Regenerate) -> str:
@@ -260,49 +190,11 @@ def _earlier(user: User, client_id: str, body_sha256: str) -> SendResult | None:
     return _result(answer.conversation, asked.id, answer.id, found.id, is_new=False)
 
 
-def _soon(write: Callable[[], _T]) -> _T:
-    # The first try may hold its locks at the server for as long as that takes us for alive.
-    return statements.step_by_step(write, lock_wait_s=LOCK_WAIT_S)
-
-
-def _once_more(lost: Exception, user: User, accept: Callable[[User], SendResult]) -> SendResult:
-    """Send again what may have been stored. Raises Refused, ``is_unknown`` where the database does not answer in time.
-
-    To look for it would not do: the server may be about to commit what it was sent, and then it is found a moment too
-    late. Whoever sends it again takes its key first, or waits for it.
-    """
-    log.warning("a message may have been stored, and is sent again: %r", lost)
-    until, pause_s = time.monotonic() + AGAIN_FOR_S, 0.05
-    while time.monotonic() < until:
-        connection.close()
-        try:
-            now = known.read(str(user.pk))
-            if now is None or not now.is_active:
-                break
-            return accept(now)
-        except Refused as refused:
-            # True of this try; the first may yet come through. Who sends it again will hear.
-            log.info("a message may have been stored, and is refused now: %s", refused)
-            break
-        except (OperationalError, InterfaceError) as error:
-            log.warning("a message may have been stored, and the database does not take it: %r", error)
-        time.sleep(pause_s)
-        pause_s = min(1.0, 2 * pause_s)
-    raise admission.counted(Refused(Refusal.UNAVAILABLE, _UNKNOWN, retry_after_s=RETRY_S, is_unknown=True))
-
-
 def _earlier_or_lost(user: User, client_id: str, body_sha256: str) -> SendResult:
     earlier = _earlier(user, client_id, body_sha256)
     if earlier is None:
         raise Refused(Refusal.UNAVAILABLE)
     return earlier
-
-
-def _locked(user: User, conversation_id: uuid.UUID) -> Conversation:
-    found = statements.lock(Conversation, id=conversation_id, user_id=user.pk)
-    if found is None:
-        raise Refused(Refusal.NOT_FOUND)
-    return found
 
 
 def _new(user: User, frame: Send) -> Conversation:
@@ -327,18 +219,6 @@ def _draft(
         model=frame.model or conversation.model or None, turns=turns, params=frame.params, origin="chat",
         body_sha256=body, watcher=watcher,
     )  # fmt: skip
-
-
-def _touch(conversation: Conversation) -> None:
-    # A new conversation is inserted here, only after admission took its first message.
-    conversation.updated_at = timezone.now()
-    if conversation._state.adding:
-        statements.insert(conversation)
-    else:
-        statements.change(
-            Conversation, {"id": conversation.id},
-            title=conversation.title, model=conversation.model, updated_at=conversation.updated_at,
-        )  # fmt: skip
 
 
 def _supersede(replaced: Sequence[Said]) -> None:

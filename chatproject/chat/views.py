@@ -1,6 +1,6 @@
 """The chat page, and the small answers it fetches: list, transcript, one answer, rename, delete.
 
-Thin: rules are in `services`, reads in `selectors`; the live answer comes over the socket, never from here.
+Thin: rules are in `conversations`, reads in `selectors`; the live answer comes over the socket, never from here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_GET, require_POST
 
 from chatproject.accounts.models import User
-from chatproject.chat import markdown, selectors, services
+from chatproject.chat import conversations as conversation_services
+from chatproject.chat import markdown, selectors
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.models import Conversation
 from chatproject.chat.selectors import TranscriptMessage
@@ -111,7 +112,9 @@ def answer(request: HttpRequest, conversation_id: uuid.UUID, generation_id: uuid
 @require_POST
 def rename(request: HttpRequest, conversation_id: uuid.UUID) -> HttpResponse:
     """Give a conversation the user's own title."""
-    renamed = services.rename(user=_user(request), conversation_id=conversation_id, title=request.POST.get("title", ""))
+    renamed = conversation_services.rename(
+        user=_user(request), conversation_id=conversation_id, title=request.POST.get("title", "")
+    )
     return JsonResponse(_entry(renamed))
 
 
@@ -119,7 +122,7 @@ def rename(request: HttpRequest, conversation_id: uuid.UUID) -> HttpResponse:
 @require_POST
 def delete(request: HttpRequest, conversation_id: uuid.UUID) -> HttpResponse:
     """Delete a conversation; what it is answering is stopped."""
-    services.delete(user=_user(request), conversation_id=conversation_id)
+    conversation_services.delete(user=_user(request), conversation_id=conversation_id)
     return JsonResponse({"deleted": str(conversation_id)})
 
 

@@ -11,7 +11,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from chatproject.accounts.models import Plan, User
-from chatproject.chat import selectors, services
+from chatproject.chat import conversations, selectors, services
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.chat.models import Conversation, Message
 from chatproject.chat.protocol import Regenerate, Send
@@ -169,8 +169,8 @@ def test_foreign_and_unknown_ids_look_alike(alice: User, bob: User) -> None:
     assert foreign.message == unknown.message
     refused(Refusal.NOT_FOUND, again, bob, first.generation_id)
     refused(Refusal.NOT_FOUND, selectors.transcript, bob, mine)
-    refused(Refusal.NOT_FOUND, services.rename, user=bob, conversation_id=mine, title="stolen")
-    refused(Refusal.NOT_FOUND, services.delete, user=bob, conversation_id=mine)
+    refused(Refusal.NOT_FOUND, conversations.rename, user=bob, conversation_id=mine, title="stolen")
+    refused(Refusal.NOT_FOUND, conversations.delete, user=bob, conversation_id=mine)
     assert selectors.conversations_of(bob) == []
     nothing_more_than(1, 2, 1)
 
@@ -186,7 +186,7 @@ def test_editing_the_first_message_renews_an_automatic_title(alice: User) -> Non
     edited = send(alice, "another", conversation=uuid.UUID(first.conversation_id), replaces=uuid.UUID(first.message_id))
     assert edited.title == "another"
     Generation.objects.update(status="done")
-    services.rename(user=alice, conversation_id=first.conversation_id, title="Mine")
+    conversations.rename(user=alice, conversation_id=first.conversation_id, title="Mine")
     again = send(alice, "third", conversation=uuid.UUID(first.conversation_id), replaces=uuid.UUID(edited.message_id))
     assert again.title == "Mine"
 
@@ -194,17 +194,19 @@ def test_editing_the_first_message_renews_an_automatic_title(alice: User) -> Non
 def test_rename_keeps_the_title_when_more_is_said(alice: User) -> None:
     first = send(alice, "one")
     answered(first, "answer")
-    services.rename(user=alice, conversation_id=first.conversation_id, title="  My\n\u202etitle ")
+    conversations.rename(user=alice, conversation_id=first.conversation_id, title="  My\n\u202etitle ")
     assert send(alice, "two", conversation=uuid.UUID(first.conversation_id)).title == "My title"
-    refused(Refusal.BAD_PARAMS, services.rename, user=alice, conversation_id=first.conversation_id, title=" \n")
-    refused(Refusal.BAD_PARAMS, services.rename, user=alice, conversation_id=first.conversation_id, title="x" * 121)
+    refused(Refusal.BAD_PARAMS, conversations.rename, user=alice, conversation_id=first.conversation_id, title=" \n")
+    refused(
+        Refusal.BAD_PARAMS, conversations.rename, user=alice, conversation_id=first.conversation_id, title="x" * 121
+    )
 
 
 def test_delete_forgets_the_generations_and_a_retry_does_not_bring_them_back(alice: User) -> None:
     client_id = str(uuid.uuid4())
-    empty = services.create_conversation(user=alice)
+    empty = conversations.create(user=alice)
     first = send(alice, "one", id=client_id, conversation=empty.id)
-    services.delete(user=alice, conversation_id=first.conversation_id)
+    conversations.delete(user=alice, conversation_id=first.conversation_id)
     nothing_more_than(0, 0, 0)
     refused(Refusal.NOT_FOUND, send, alice, "one", id=client_id, conversation=empty.id)
 
@@ -241,7 +243,7 @@ def test_queries_do_not_grow_with_the_conversation(alice: User) -> None:
     ],
 )
 def test_title_is_one_short_line(text: str, title: str) -> None:
-    assert services.title_of(text) == title
+    assert conversations.title_of(text) == title
 
 
 def test_list_is_paged_and_searched_by_last_use(alice: User) -> None:
