@@ -1,13 +1,17 @@
-"""The service as a user starts it, once per run: with the fake engine, and with the bundled model."""
+"""The service as a user starts it, once per run, with the fake engine or the bundled model; and Alice at its page."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page
 
+from tests.e2e.page import Person, chromium, signed_in
+from tests.e2e.wire import Wire
 from tests.service import PASSWORD, Service, running
 
 
@@ -57,3 +61,44 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A service with the bundled model, as `make run` starts it."""
     with running(tmp_path_factory.mktemp("bundled")) as started:
         yield Running(started)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The machine's Chromium. It ends with the module: playwright's event loop lets no async test have its own."""
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def cookies(browser: Browser, service: Running) -> Any:
+    """A signed-in browser's cookies: checking a password is slow on purpose. Of one module: a test may sign out."""
+    return signed_in(browser, service.url, "demo", service.password)
+
+
+@pytest.fixture
+def alice(browser: Browser, service: Running, cookies: Any) -> Iterator[Person]:
+    """A signed-in browser whose pages complain of nothing."""
+    with Person(browser, service.url, storage_state=cookies) as person:
+        yield person
+    assert person.errors == []
+
+
+@pytest.fixture
+def page(alice: Person) -> Page:
+    """A tab of Alice's, at a new chat."""
+    return alice.tab()
+
+
+@pytest.fixture
+def wire() -> Wire:
+    """What lies between the page of ``wired`` and the service."""
+    return Wire()
+
+
+@pytest.fixture
+def wired(browser: Browser, service: Running, cookies: Any, wire: Wire) -> Iterator[Person]:
+    """A signed-in browser whose connection a test breaks: its pages may complain of that."""
+    with Person(browser, service.url, storage_state=cookies) as person:
+        person.context.route_web_socket("**/ws/chat/", wire.connect)
+        yield person

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Self
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
@@ -14,14 +14,9 @@ from tests.needs import find_chromium
 
 READY = "html[data-ready]"
 ENDED = ".message.answer:not(.is-live)"
+NOBODY = "00000000-0000-0000-0000-000000000000"  # of whom the page asks when it only wants an answer
 # Every process of the service shares a test machine's two cores.
 expect.set_options(timeout=15_000)
-
-
-class Running(Protocol):
-    """The service as the page's tests need it."""
-
-    url: str
 
 
 @contextmanager
@@ -34,7 +29,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Person:
-    """One browser of one user; more than one tab. Every console error is kept: a page has none."""
+    """One browser of one user, for a block; more than one tab. Every console error is kept: a page has none."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.url = url
@@ -43,6 +38,12 @@ class Person:
         self.context.set_default_timeout(15_000)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         self.remember(max_tokens="60")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
 
     def remember(self, **params: str) -> None:
         """Set the answer's settings as the panel keeps them."""
@@ -61,15 +62,19 @@ class Person:
         return page
 
 
-def signed_in(browser: Browser, url: str, name: str, password: str) -> Any:
-    """Sign in as a person does; return the browser's cookies for others to start with."""
-    context = browser.new_context()
-    page = context.new_page()
+def sign_in(page: Page, url: str, name: str, password: str) -> None:
+    """Sign in as a person does, at the door."""
     page.goto(f"{url}/accounts/login/")
     page.get_by_label("Username").fill(name)
     page.get_by_label("Password").fill(password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_selector(READY)
+
+
+def signed_in(browser: Browser, url: str, name: str, password: str) -> Any:
+    """Sign in; return the browser's cookies for others to start with."""
+    context = browser.new_context()
+    sign_in(context.new_page(), url, name, password)
     cookies = context.storage_state()
     context.close()
     return {"cookies": cookies["cookies"], "origins": []}

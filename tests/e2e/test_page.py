@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import APIResponse, Browser, Page, Route, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
-from tests.e2e.page import Person, Running, chromium, last_answer, signed_in, stored, wait_end, wait_text, write
+from tests.e2e.page import Person, last_answer, stored, wait_end, wait_text, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    """A signed-in browser's cookies: checking a password is slow on purpose."""
-    return signed_in(browser, service.url, "demo", service.password)
-
-
-@pytest.fixture
-def alice(browser: Browser, service: Running, cookies: Any) -> Iterator[Person]:
-    person = Person(browser, service.url, storage_state=cookies)
-    yield person
-    person.context.close()
-    assert person.errors == []
-
-
-@pytest.fixture
-def page(alice: Person) -> Page:
-    return alice.tab()
 
 
 def squeezed(text: str) -> str:

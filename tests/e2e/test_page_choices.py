@@ -5,38 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.e2e.page import READY, Person, Running, chromium, signed_in, wait_end, wait_text, write
+from tests.e2e.conftest import Running
+from tests.e2e.page import READY, wait_end, wait_text, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 FAKE_CONTEXT = 8_192  # tokens; the fake engine takes a word for a token
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    return signed_in(browser, service.url, "demo", service.password)
-
-
 @pytest.fixture
-def page(browser: Browser, service: Running, cookies: Any) -> Iterator[Page]:
-    person = Person(browser, service.url, storage_state=cookies)
-    yield person.tab()
-    person.context.close()
-    assert person.errors == []
-
-
-@pytest.fixture
-def second_model(service: Any) -> Iterator[str]:
+def second_model(service: Running) -> Iterator[str]:
     """A model that an admin has added and that no worker serves yet."""
     begin = "from chatproject.generations.models import ServedModel as M; "
     service.manage("shell", "-c", begin + "M.objects.create(slug='second', name='Second model')")

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.e2e.page import READY, Person, Running, chromium, signed_in, wait_end, write
-from tests.e2e.test_page_connection import Wire
+from tests.e2e.conftest import Running
+from tests.e2e.page import Person, sign_in, wait_end, write
+from tests.e2e.wire import Wire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    return signed_in(browser, service.url, "demo", service.password)
-
-
 @pytest.fixture
-def wire() -> Wire:
-    return Wire()
-
-
-@pytest.fixture
-def alice(browser: Browser, service: Running, cookies: Any, wire: Wire) -> Iterator[Person]:
-    person = Person(browser, service.url, storage_state=cookies)
-    person.context.route_web_socket("**/ws/chat/", wire.connect)
-    yield person
-    person.context.close()
-
-
-@pytest.fixture
-def page(alice: Person) -> Page:
-    return alice.tab()
+def alice(wired: Person) -> Person:
+    return wired
 
 
 def box(page: Page) -> Any:
@@ -114,16 +90,12 @@ def test_a_text_deleted_in_one_tab_stays_where_it_is_shown(alice: Person, page: 
 
 
 def test_another_user_of_the_browser_sees_no_draft(alice: Person, page: Page, service: Running) -> None:
-    def sign_in(name: str) -> None:
+    def change_to(name: str) -> None:
         page.get_by_role("button", name="Sign out").click()
-        page.goto(f"{service.url}/accounts/login/")
-        page.get_by_label("Username").fill(name)
-        page.get_by_label("Password").fill(service.password)
-        page.get_by_role("button", name="Sign in").click()
-        page.wait_for_selector(READY)
+        sign_in(page, service.url, name, service.password)
 
     box(page).fill("For my eyes only.")
-    sign_in("admin")
+    change_to("admin")
     expect(box(page)).to_have_value("")
-    sign_in("demo")
+    change_to("demo")
     expect(box(page)).to_have_value("For my eyes only.")

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.page import Person, Running, chromium, signed_in, wait_end, wait_text, write
+from tests.e2e.conftest import Running
+from tests.e2e.page import Person, wait_end, wait_text, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 PHONE = {"width": 360, "height": 740}
 # Colour contrast, labels, roles, order: everything axe knows but advice.
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    return signed_in(browser, service.url, "demo", service.password)
 
 
 def violations(page: Page) -> list[str]:
@@ -42,78 +31,73 @@ def is_too_wide(page: Page) -> bool:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE])
 def test_axe_finds_nothing(browser: Browser, service: Running, cookies: Any, scheme: str, size: dict[str, int]) -> None:
-    person = Person(browser, service.url, storage_state=cookies, color_scheme=scheme, viewport=size)
-    page = person.tab()
-    found = violations(page)
-    write(page, "Show me an answer.")
-    wait_text(page)
-    found += violations(page)
-    wait_end(page)
-    found += violations(page)
-    page.get_by_title("Answer settings").click()
-    found += violations(page)
-    assert not is_too_wide(page)
-    for path in ("/settings", "/usage", "/no-such-page"):
-        page = person.tab(path)
+    with Person(browser, service.url, storage_state=cookies, color_scheme=scheme, viewport=size) as person:
+        page = person.tab()
+        found = violations(page)
+        write(page, "Show me an answer.")
+        wait_text(page)
+        found += violations(page)
+        wait_end(page)
+        found += violations(page)
+        page.get_by_title("Answer settings").click()
         found += violations(page)
         assert not is_too_wide(page)
-    person.context.close()
+        for path in ("/settings", "/usage", "/no-such-page"):
+            page = person.tab(path)
+            found += violations(page)
+            assert not is_too_wide(page)
     assert found == []
 
 
 @pytest.mark.parametrize("path", ["/accounts/login/", "/accounts/signup/"])
 def test_the_doors_are_clean_and_fit_a_phone(browser: Browser, service: Running, path: str) -> None:
-    person = Person(browser, service.url, viewport=PHONE)
-    page = person.tab(path)
-    assert violations(page) == []
-    assert not is_too_wide(page)
-    person.context.close()
+    with Person(browser, service.url, viewport=PHONE) as person:
+        page = person.tab(path)
+        assert violations(page) == []
+        assert not is_too_wide(page)
     assert person.errors == []
 
 
 def test_on_a_phone_the_list_is_a_drawer(browser: Browser, service: Running, cookies: Any) -> None:
-    person = Person(browser, service.url, storage_state=cookies, viewport=PHONE, has_touch=True)
-    page = person.tab()
-    write(page, "From a phone.")
-    wait_end(page)
-    link = page.get_by_role("link", name="From a phone.").first
-    expect(link).not_to_be_in_viewport()
-    page.get_by_role("button", name="Conversations").click()
-    expect(link).to_be_in_viewport()
-    page.keyboard.press("Escape")
-    expect(link).not_to_be_in_viewport()
-    page.get_by_role("button", name="Conversations").click()
-    link.click()
-    expect(link).not_to_be_in_viewport()
-    expect(page.locator(".message.user")).to_have_text("From a phone.")
-    assert not is_too_wide(page)
-    person.context.close()
+    with Person(browser, service.url, storage_state=cookies, viewport=PHONE, has_touch=True) as person:
+        page = person.tab()
+        write(page, "From a phone.")
+        wait_end(page)
+        link = page.get_by_role("link", name="From a phone.").first
+        expect(link).not_to_be_in_viewport()
+        page.get_by_role("button", name="Conversations").click()
+        expect(link).to_be_in_viewport()
+        page.keyboard.press("Escape")
+        expect(link).not_to_be_in_viewport()
+        page.get_by_role("button", name="Conversations").click()
+        link.click()
+        expect(link).not_to_be_in_viewport()
+        expect(page.locator(".message.user")).to_have_text("From a phone.")
+        assert not is_too_wide(page)
     assert person.errors == []
 
 
 def test_the_theme_is_the_systems_until_one_is_picked(browser: Browser, service: Running, cookies: Any) -> None:
-    person = Person(browser, service.url, storage_state=cookies, color_scheme="dark")
-    page = person.tab()
-    paper = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(paper)
-    page.get_by_role("button", name="Use the light theme").click()
-    light = page.evaluate(paper)
-    assert dark != light
-    page.reload()
-    assert page.evaluate(paper) == light
-    settings = person.tab("/settings")
-    expect(settings.get_by_label("Light")).to_be_checked()
-    settings.get_by_label("As the system").check()
-    assert settings.evaluate(paper) == dark
-    page.reload()
-    assert page.evaluate(paper) == dark
-    person.context.close()
+    with Person(browser, service.url, storage_state=cookies, color_scheme="dark") as person:
+        page = person.tab()
+        paper = "getComputedStyle(document.body).backgroundColor"
+        dark = page.evaluate(paper)
+        page.get_by_role("button", name="Use the light theme").click()
+        light = page.evaluate(paper)
+        assert dark != light
+        page.reload()
+        assert page.evaluate(paper) == light
+        settings = person.tab("/settings")
+        expect(settings.get_by_label("Light")).to_be_checked()
+        settings.get_by_label("As the system").check()
+        assert settings.evaluate(paper) == dark
+        page.reload()
+        assert page.evaluate(paper) == dark
     assert person.errors == []
 
 
-def test_everything_can_be_done_by_keyboard(browser: Browser, service: Running, cookies: Any) -> None:
-    person = Person(browser, service.url, storage_state=cookies)
-    page = person.tab()
+def test_everything_can_be_done_by_keyboard(alice: Person) -> None:
+    page = alice.tab()
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
     page.keyboard.type("By hand.")
     page.keyboard.press("Enter")
@@ -129,18 +113,13 @@ def test_everything_can_be_done_by_keyboard(browser: Browser, service: Running, 
     expect(page.get_by_role("button", name="Keep it")).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
-    person.context.close()
-    assert person.errors == []
 
 
-def test_no_page_asks_another_site_for_anything(browser: Browser, service: Running, cookies: Any) -> None:
-    person = Person(browser, service.url, storage_state=cookies)
+def test_no_page_asks_another_site_for_anything(alice: Person, service: Running) -> None:
     asked: list[str] = []
-    person.context.on("request", lambda request: asked.append(request.url))
+    alice.context.on("request", lambda request: asked.append(request.url))
     for path in ("/", "/settings", "/usage"):
-        page = person.tab(path)
+        page = alice.tab(path)
         policy = page.request.get(service.url + path).headers["content-security-policy"]
         assert "unsafe" not in policy
     assert [url for url in asked if not url.startswith(service.url)] == []
-    person.context.close()
-    assert person.errors == []

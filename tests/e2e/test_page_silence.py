@@ -21,11 +21,11 @@ import pytest
 from playwright.sync_api import Browser, Page, WebSocket, expect
 
 from tests.chaos.proxy import Proxy, serving
-from tests.e2e.page import Person, Running, chromium, signed_in, stored, wait_end, wait_text, write
+from tests.e2e.conftest import Running
+from tests.e2e.page import NOBODY, Person, stored, wait_end, wait_text, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
-NOBODY = "00000000-0000-0000-0000-000000000000"  # of whom the page asks when it only wants an answer
 _WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
@@ -91,17 +91,6 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
             each.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    return signed_in(browser, service.url, "demo", service.password)
-
-
 @pytest.fixture
 def door(service: Running) -> Iterator[Door]:
     with Door(service.url) as found:
@@ -126,10 +115,9 @@ def linked(proxy: Proxy, url: str) -> str:
 
 @contextmanager
 def visiting(browser: Browser, url: str, cookies: Any) -> Iterator[Page]:
-    person = Person(browser, url, storage_state=cookies)
-    person.remember(max_tokens="300")
-    yield person.tab()
-    person.context.close()
+    with Person(browser, url, storage_state=cookies) as person:
+        person.remember(max_tokens="300")
+        yield person.tab()
 
 
 def banner(page: Page) -> Any:

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from chatproject.chat import markdown
-from tests.e2e.page import READY, Person, Running, chromium, signed_in, stored, wait_end, write
+from tests.e2e.conftest import Running
+from tests.e2e.page import READY, Person, stored, wait_end, write
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
@@ -41,30 +42,6 @@ SAMPLES = [
     "#no heading\n####### seven\n# \n\ntext #",
     "Text\n> quote at once\n\n- a\n\n\n- b\n\n\nend",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cookies(browser: Browser, service: Running) -> Any:
-    return signed_in(browser, service.url, "demo", service.password)
-
-
-@pytest.fixture
-def alice(browser: Browser, service: Running, cookies: Any) -> Iterator[Person]:
-    person = Person(browser, service.url, storage_state=cookies)
-    yield person
-    person.context.close()
-    assert person.errors == []
-
-
-@pytest.fixture
-def page(alice: Person) -> Page:
-    return alice.tab()
 
 
 def drawn(page: Page, text: str, html: str) -> tuple[str, str]:
@@ -104,9 +81,8 @@ def test_a_finished_answer_looks_as_it_did_while_it_streamed(shared: Page, sampl
 
 @pytest.fixture(scope="module")
 def shared(browser: Browser, service: Running, cookies: Any) -> Iterator[Page]:
-    person = Person(browser, service.url, storage_state=cookies)
-    yield person.tab()
-    person.context.close()
+    with Person(browser, service.url, storage_state=cookies) as person:
+        yield person.tab()
     assert person.errors == []
 
 
