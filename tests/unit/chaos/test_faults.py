@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.chaos import faults, nemesis
+from tests.chaos import nemesis, processes, surroundings
 from tests.servers import postgresql
 
 
@@ -39,7 +39,7 @@ async def test_writes_are_refused_and_reads_served_until_it_is_over(fresh_redis_
     cluster = cluster_of(redis=lambda: redis.Redis.from_url(fresh_redis_url, decode_responses=True))
     with cluster.redis() as client:
         client.set("before", "1")
-        going = asyncio.create_task(faults.refuse_writes(cluster, Soon()))
+        going = asyncio.create_task(surroundings.refuse_writes(cluster, Soon()))
         await asyncio.sleep(0.15)
         assert client.get("before") == "1"
         with pytest.raises(redis.RedisError, match="NOREPLICAS"):
@@ -54,7 +54,7 @@ async def test_a_whole_database_goes_and_comes_back_with_what_was_committed() ->
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
             pid = server.process.pid
-            await faults.restart_database(cluster_of(database=server), Soon(1))
+            await surroundings.restart_database(cluster_of(database=server), Soon(1))
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
         assert server.process.pid != pid
@@ -89,7 +89,7 @@ async def test_a_web_process_hangs_while_other_faults_come(
         order.append(_state(process.pid))
         return {}
 
-    monkeypatch.setattr(nemesis, "FAULTS", {"stop_web": faults.stop_web, "kill_redis": kill_redis})
+    monkeypatch.setattr(nemesis, "FAULTS", {"stop_web": processes.stop_web, "kill_redis": kill_redis})
     monkeypatch.setattr(random, "Random", Soon)
     history = SimpleNamespace(now=0.0, note=lambda *_, **__: time.monotonic())
     cluster = cluster_of(web=[process.pid], url_of=lambda pid: f"http://of.{pid}")
