@@ -62,7 +62,8 @@ def _directory() -> Iterator[Path]:
 
 
 def _first_token_rows() -> list[Row]:
-    return _first_token_part(step_ms=0, tokens=SHORT, what=f"first token added by the stack, {USERS} users")
+    # The recipe chokes on streams, and here are none: what it takes is told, and nothing is asked of it.
+    return _first_token_part(step_ms=0, tokens=SHORT, what=f"first token added by the stack, {USERS} users", factor="-")
 
 
 def _first_token_among_streams_rows() -> list[Row]:
@@ -71,7 +72,7 @@ def _first_token_among_streams_rows() -> list[Row]:
     return _first_token_part(step_ms=STEP_MS, tokens=USUAL_ANSWER, what=what)
 
 
-def _first_token_part(*, step_ms: float, tokens: int, what: str) -> list[Row]:
+def _first_token_part(*, step_ms: float, tokens: int, what: str, factor: str = ">= 20x") -> list[Row]:
     with ExitStack() as stack:
         bare = stack.enter_context(sides.bare_sse(step_ms=step_ms))
         usual = stack.enter_context(sides.usual_recipe(step_ms=step_ms))
@@ -91,7 +92,7 @@ def _first_token_part(*, step_ms: float, tokens: int, what: str) -> list[Row]:
                 found = asyncio.run(_first_tokens(side, tokens, seed=round_))
                 if round_ >= 0:
                     firsts[side.name].append(found)
-    return [row for side in ours for row in _first_token_table(what, side.name, firsts, wakes)]
+    return [row for side in ours for row in _first_token_table(what, side.name, firsts, wakes, factor)]
 
 
 def _wakes_ms() -> list[float]:
@@ -113,7 +114,9 @@ def _wakes_ms() -> list[float]:
     return found[1:]  # without the start of the process
 
 
-def _first_token_table(what: str, name: str, firsts: dict[str, list[list[float]]], wakes: list[float]) -> list[Row]:
+def _first_token_table(
+    what: str, name: str, firsts: dict[str, list[list[float]]], wakes: list[float], factor: str
+) -> list[Row]:
     p50 = {side: [_percentile(round_, 50) for round_ in rounds] for side, rounds in firsts.items()}
     p99 = {side: _percentile([ms for round_ in rounds for ms in round_], 99) for side, rounds in firsts.items()}
     what = f"{what}, {name}, p50"
@@ -127,7 +130,7 @@ def _first_token_table(what: str, name: str, firsts: dict[str, list[list[float]]
     return [
         Row(what=what, against="bare FastAPI + SSE (less is better)", ratio=median_and_range(to_bare), goal="<= 4x",
             note=f"{note}; {peers['bare SSE']}"),
-        Row(what=what, against="the usual recipe (more is better)", ratio=median_and_range(to_usual), goal=">= 20x",
+        Row(what=what, against="the usual recipe (more is better)", ratio=median_and_range(to_usual), goal=factor,
             note=f"{note}; {peers['usual recipe']}"),
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos import disk, options
+from tests.chaos import disk, options, series
 from tests.chaos.cluster import cluster
 from tests.chaos.options import Options
 from tests.chaos.run import play
@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not disk.enter():
         print("chaos: fill_disk is left out: it needs root", flush=True)
     wanted = options.read(arguments)
+    if wanted.series:
+        return series.run(wanted.series, wanted.seed)
     if wanted.scenario:
         return _measure(wanted)
     print(f"chaos: seed {wanted.seed}, {wanted.chats} chats, {wanted.faults} faults, {wanted.database}", flush=True)

@@ -15,7 +15,7 @@ from tests.chaos.nemesis import Done
 
 LOST_TICKET_S = 3.0
 SILENCE_S = 0.25  # frames of a stream come more often
-NEXT_DELTA_S = 10.0
+NEXT_DELTA_S = {0.95: 10.0, 0.99: 15.0}  # goals of quantiles, from a worker's `kill -9`
 RECOVERY_S = 3.0  # after a fault that silences everybody
 
 
@@ -215,6 +215,7 @@ def _figures(
         # A kill soon after another fault measures that one too; one soon after a kill measures itself.
         other = min((each.began for each in faults if each.began > fault.began), default=math.inf)
         pauses += [pause for chat in running if (pause := _pause(chat.view, fault.began, other)) is not None]
+    late = "  MISSED" if any(_quantile(pauses, q) > goal_s for q, goal_s in NEXT_DELTA_S.items()) else ""
     figures = verdict.figures
     figures += [
         ("chats accepted / asked", f"{len(accepted)} / {len(chats)}"),
@@ -227,7 +228,7 @@ def _figures(
         ("sockets per chat, mean", f"{sum(chat.sockets for chat in chats) / max(1, len(chats)):.2f}"),
         ("replacements", str(sum(view.replacements for chat in accepted for view in chat.views))),
         ("kill -9 to the next delta, p50 / p95 / p99 / n",
-         f"{_seconds(pauses, .5)} / {_seconds(pauses, .95)} / {_seconds(pauses, .99)} / {len(pauses)}"),
+         f"{_seconds(pauses, .5)} / {_seconds(pauses, .95)} / {_seconds(pauses, .99)} / {len(pauses)}{late}"),
         ("accept, p50 / p99", " / ".join(
             _seconds([chat.accepted_at - chat.asked_at for chat in accepted if chat.accepted_at is not None], q)
             for q in (.5, .99))),
@@ -268,7 +269,9 @@ def _end_at(view: View) -> float:
 
 
 def _seconds(values: Sequence[float], quantile: float) -> str:
-    if not values:
-        return "-"
+    return f"{_quantile(values, quantile):.2f} s" if values else "-"
+
+
+def _quantile(values: Sequence[float], quantile: float) -> float:
     ordered = sorted(values)
-    return f"{ordered[min(len(ordered) - 1, math.ceil(quantile * len(ordered)) - 1)]:.2f} s"
+    return ordered[min(len(ordered) - 1, math.ceil(quantile * len(ordered)) - 1)] if ordered else 0.0

@@ -25,6 +25,7 @@ class Options:
     keep: str  # where to leave history and logs; empty: nowhere
     scenario: str  # of `scenarios`, instead of all else
     only: tuple[str, ...]  # kinds of faults; empty: all
+    series: str  # everything, defects, or empty: this one run
 
     def again(self) -> str:
         """Return the command that asks for the same run."""
@@ -61,6 +62,13 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--defect", choices=sorted(DEFECTS), default="", help="plant one; the run must then fail")
     parser.add_argument("--only", action="append", choices=sorted(FAULTS), default=[], help="these faults alone")
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="", help="measure one thing, with its goal")
+    parser.add_argument(
+        "--everything", dest="series", action="store_const", const="everything", default="",
+        help="the full set and every scenario on both databases, then every defect: about an hour",
+    )  # fmt: skip
+    parser.add_argument(
+        "--defects", dest="series", action="store_const", const="defects", help="every defect, each must be caught"
+    )
     parser.add_argument("--keep", default="", metavar="DIR", help="leave the history and the logs there")
     found = parser.parse_args(arguments)
     chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
@@ -73,5 +81,5 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     return Options(
         seed=seed, chats=chats, faults=faults, seconds=seconds, database=found.database, defect=found.defect,
         redis=found.redis, engine=found.engine, mixed=found.mixed, clocks=found.clocks, keep=found.keep,
-        scenario=found.scenario, only=tuple(found.only),
+        scenario=found.scenario, only=tuple(found.only), series=found.series,
     )  # fmt: skip

@@ -31,26 +31,23 @@ def chromium() -> Iterator[Browser]:
 class Person:
     """One browser of one user, for a block; more than one tab. Every console error is kept: a page has none."""
 
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+    def __init__(self, browser: Browser, url: str, *, max_tokens: int = 60, **options: Any) -> None:
         self.url = url
         self.errors: list[str] = []
         self.context: BrowserContext = browser.new_context(**options)
         self.context.set_default_timeout(15_000)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
-        self.remember(max_tokens="60")
+        # As the settings' panel keeps them, unless it has.
+        kept = json.dumps(json.dumps({"max_tokens": str(max_tokens)}))
+        self.context.add_init_script(
+            f"try {{ localStorage.getItem('chat.params') ?? localStorage.setItem('chat.params', {kept}) }} catch {{}}"
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.context.close()
-
-    def remember(self, **params: str) -> None:
-        """Set the answer's settings as the panel keeps them."""
-        kept = json.dumps(json.dumps(params))
-        self.context.add_init_script(
-            f"try {{ localStorage.getItem('chat.params') ?? localStorage.setItem('chat.params', {kept}) }} catch {{}}"
-        )
 
     def tab(self, path: str = "/") -> Page:
         page = self.context.new_page()

@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs("chromium", "redis")]
 
 @pytest.fixture
 def alice(wired: Person) -> Person:
-    wired.remember(max_tokens="300")
     return wired
 
 
