@@ -65,7 +65,8 @@ async def run(
 
     async with asyncio.TaskGroup() as beside:
         for index, kind in enumerate(kinds):
-            await asyncio.sleep(max(0.0, start + (index + choose.uniform(0, 0.6)) * gap_s - history.now))
+            # After a long one others are late; they still do not come all at once.
+            await asyncio.sleep(max(gap_s / 4, start + (index + choose.uniform(0, 0.6)) * gap_s - history.now))
             if kind in BESIDE_OTHERS:
                 beside.create_task(do(kind, random.Random(f"{kind} {index} of {seed}")))
             else:
