@@ -28,6 +28,7 @@ class ActiveGeneration:
         self.claim = claim
         self.id = claim.request.generation_id
         self.run = claim.lease.run
+        self.sequence_id = f"{self.id}/{self.run}"  # in the engine
         self.channels = dict.fromkeys(claim.channels)
         self.claimed_at = claimed_at
         self.entries: list[Entry] = list(claim.entries)  # the whole log as it must be

@@ -67,8 +67,10 @@ class Publisher:
         self._flush_s = flush_ms / 1000
         self._outside = outside
         self._active: dict[str, ActiveGeneration] = {}
+        self._by_sequence: dict[str, ActiveGeneration] = {}  # the same, for what comes with every token
         self._begun: deque[ActiveGeneration] = deque()
         self._outputs: deque[Sequence[StepOutput]] = deque()
+        self._ended: Sequence[ActiveGeneration] = ()  # of the active ones, when a turn began
         self._handing_back: dict[str, ActiveGeneration] = {}
         self._words: SimpleQueue[Callable[[], None]] = SimpleQueue()  # to be said in the thread
         self._retry_at = self._next_at = 0.0
@@ -183,15 +185,21 @@ class Publisher:
     def _due(self, now: float) -> list[ActiveGeneration]:
         """Return those whose news may be told; note when the next ones are due, infinity when only a word makes it so.
 
-        The first token goes at once, then one frame per window.
+        The first token goes at once, then one frame per window. Notes those that have ended, too: among
+        hundreds, one walk over all of them is enough.
         """
-        due, next_at, handing_back = [], math.inf, self._handing_back
+        due, ended, next_at, handing_back = [], [], math.inf, self._handing_back
         for active in self._active.values():
-            if active.due_at > now and active.end is None and active.id not in handing_back:
-                next_at = min(next_at, active.due_at)  # it may have no news then; a company has one time for all
-            elif active.has_news or active.unsent:
+            due_at = active.due_at
+            if active.end is not None:
+                ended.append(active)
+            elif due_at > now and not (handing_back and active.id in handing_back):
+                if due_at < next_at:
+                    next_at = due_at  # it may have no news then; a company has one time for all
+                continue
+            if active.has_news or active.unsent:
                 due.append(active)
-        self._next_at = next_at
+        self._next_at, self._ended = next_at, ended
         return due
 
     def _take_outputs(self) -> None:
@@ -200,9 +208,8 @@ class Publisher:
             # Whoever begins is there before its first output. Its call may still wait: this thread was in a slow write.
             self._take_begun()
             for output in outputs:
-                generation_id, _, run = output.sequence_id.rpartition("/")
-                active = self._active.get(generation_id)
-                if active is not None and active.run == int(run):
+                active = self._by_sequence.get(output.sequence_id)
+                if active is not None:
                     active.take(output)
 
     def _write(self, writing: Sequence[ActiveGeneration], messages: Sequence[tuple[str, bytes]]) -> bool:
@@ -270,12 +277,13 @@ class Publisher:
         grid_s = self._flush_s / min(many, max(few, len(self._active) // COMPANY))
         due_at = math.ceil((time.monotonic() + self._flush_s) / grid_s) * grid_s if grid_s else 0.0
         for active in shown:
-            if any(frame.kind == "delta" for frame in active.shown()):
+            frames_shown = active.shown()
+            if frames_shown and frames_shown[-1].kind == "delta":  # whatever comes after `started` is one
                 active.due_at = due_at
 
     def _ask_to_store(self, now: float) -> None:
-        for active in self._active.values():
-            if active.end is None or active.num_logged < len(active.entries):
+        for active in self._ended:
+            if active.num_logged < len(active.entries) or self._active.get(active.id) is not active:
                 continue
             if now >= active.ask_to_store_at:
                 # Rarer from time to time: who is asked may only be slow, and each word makes the line longer.
@@ -301,7 +309,7 @@ class Publisher:
                 active.cancel()
                 self._next_at = 0.0
             else:
-                self._active.pop(active.id, None)
+                self._forget(active)
                 if answer == "waiting":
                     self._outside.ring(active)
 
@@ -310,7 +318,14 @@ class Publisher:
     def _take_begun(self) -> None:
         while self._begun:
             active = self._begun.popleft()
-            self._active[active.id] = active
+            earlier = self._active.get(active.id)
+            if earlier is not None:
+                self._forget(earlier)
+            self._active[active.id] = self._by_sequence[active.sequence_id] = active
+
+    def _forget(self, active: ActiveGeneration) -> bool:
+        self._by_sequence.pop(active.sequence_id, None)
+        return self._active.pop(active.id, None) is not None
 
     def _watch(self, generation_id: str, channel: str) -> None:
         active = self._active.get(generation_id)
@@ -329,7 +344,7 @@ class Publisher:
             if active is None or active.run != run:
                 continue
             if renewal.verdict == "stored":
-                del self._active[generation_id]
+                self._forget(active)
                 self._handing_back.pop(generation_id, None)
                 if active.end is None:
                     self._outside.drop(generation_id, run)
@@ -352,7 +367,7 @@ class Publisher:
 
     def _lose(self, active: ActiveGeneration) -> None:
         """Another run has it, or it has ended without us: drop the sequence and say nothing more."""
-        if self._active.pop(active.id, None) is not None:
+        if self._forget(active):
             self._handing_back.pop(active.id, None)
             self._outside.drop(active.id, active.run)
 

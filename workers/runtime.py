@@ -112,7 +112,7 @@ class Runtime:
         request = claim.request
         queue_ms = max(0, claim.lease.run - request.accepted_ms)
         active = ActiveGeneration(claim, queue_ms=queue_ms, claimed_at=now)
-        sequence_id = f"{active.id}/{active.run}"
+        sequence_id = active.sequence_id
         outcome = "failed"
         try:
             if claim.is_cancelled:

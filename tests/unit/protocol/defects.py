@@ -68,7 +68,7 @@ def forget_at_the_end(patch: pytest.MonkeyPatch, now: list[History]) -> None:
         ask(self, at)
         for active in list(self._active.values()):
             if active.end is not None and active.num_logged == len(active.entries):
-                del self._active[active.id]
+                self._forget(active)
 
     patch.setattr(Publisher, "_ask_to_store", ask_and_forget)
 

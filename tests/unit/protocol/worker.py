@@ -199,8 +199,8 @@ def make_publisher(history: History, worker: Worker) -> Publisher:
     publisher = Publisher.__new__(Publisher)
     channels = SimpleNamespace(form=json.dumps, send=history.show)
     vars(publisher).update(
-        _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _begun=deque(),
-        _outputs=deque(), _handing_back={}, _words=worker.words, _retry_at=0.0,
+        _store=worker.store, _channels=channels, _flush_s=0.06, _outside=worker, _active={}, _by_sequence={},
+        _ended=(), _begun=deque(), _outputs=deque(), _handing_back={}, _words=worker.words, _retry_at=0.0,
         _next_at=0.0, _turned_at=worker.world.monotonic(), _is_stopping=False, _thread=None,
     )  # fmt: skip
     return publisher
