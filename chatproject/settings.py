@@ -104,8 +104,6 @@ def _database() -> dict[str, Any]:
             },
         }
     settings: dict[str, Any] = dict(dj_database_url.parse(ENV["DATABASE_URL"], conn_max_age=0, conn_health_checks=True))
-    # A web process's eight threads of the chat, and the one that looks after its sockets, keep theirs
-    # (`kept_connection`); eight more are for all else.
     options = settings.setdefault("OPTIONS", {})
     # A server that went away without a word is given up in seconds, not in TCP's quarter of an hour.
     for name, value in (
@@ -116,7 +114,7 @@ def _database() -> dict[str, Any]:
         ("tcp_user_timeout", 10_000),
     ):
         options.setdefault(name, value)
-    options["pool"] = {"min_size": 1, "max_size": 17, "timeout": 10, "connection_class": answer_limit.Connection}
+    options["pool"] = answer_limit.POOL
     return settings
 
 

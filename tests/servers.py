@@ -91,8 +91,10 @@ class PostgreSQL:
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Let it and all its processes stand still: connections stay, the kernel takes new ones, nobody answers."""
-        stopped = []
-        for process in (parent := psutil.Process(self.process.pid), *parent.children(recursive=True)):
+        parent = psutil.Process(self.process.pid)
+        parent.suspend()  # first: it makes no more children
+        stopped = [parent]
+        for process in parent.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
                 stopped.append(process)

@@ -319,13 +319,17 @@ class Publisher:
         while self._begun:
             active = self._begun.popleft()
             earlier = self._active.get(active.id)
-            if earlier is not None:
-                self._forget(earlier)
+            if earlier is not None:  # its lease lapsed, and this worker claimed it again
+                self._lose(earlier)
             self._active[active.id] = self._by_sequence[active.sequence_id] = active
 
     def _forget(self, active: ActiveGeneration) -> bool:
-        self._by_sequence.pop(active.sequence_id, None)
-        return self._active.pop(active.id, None) is not None
+        """Let go of one, whatever was to become of it; say whether it was there. A newer run of the same stays."""
+        if self._active.get(active.id) is not active:
+            return False
+        del self._active[active.id], self._by_sequence[active.sequence_id]
+        self._handing_back.pop(active.id, None)
+        return True
 
     def _watch(self, generation_id: str, channel: str) -> None:
         active = self._active.get(generation_id)
@@ -345,7 +349,6 @@ class Publisher:
                 continue
             if renewal.verdict == "stored":
                 self._forget(active)
-                self._handing_back.pop(generation_id, None)
                 if active.end is None:
                     self._outside.drop(generation_id, run)
             elif renewal.verdict == "lost":
@@ -368,7 +371,6 @@ class Publisher:
     def _lose(self, active: ActiveGeneration) -> None:
         """Another run has it, or it has ended without us: drop the sequence and say nothing more."""
         if self._forget(active):
-            self._handing_back.pop(active.id, None)
             self._outside.drop(active.id, active.run)
 
     def _stop(self) -> None:

@@ -19,7 +19,7 @@ from chatproject.accounts.models import User
 from chatproject.chat.errors import Refusal, Refused
 from chatproject.generations import admission
 
-AGAIN_FOR_S: Final = 5.0  # and a try that has begun: the pool waits 10 s for a connection
+AGAIN_FOR_S: Final = 5.0  # and a try that has begun: 10 s for a connection, or 20 for a kept one that answers nothing
 LOCK_WAIT_S: Final = 2.0
 RETRY_S: Final = 2.0
 _UNKNOWN: Final = (

@@ -71,6 +71,8 @@ def read(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--keep", default="", metavar="DIR", help="leave the history and the logs there")
     found = parser.parse_args(arguments)
+    if found.series and (found.only or found.defect or found.scenario or found.keep or found.quick):
+        parser.error("--everything and --defects choose for themselves: only --seed goes with them")
     chats, faults = (100, 10) if found.quick else (found.chats, found.faults)
     seconds = found.seconds or (50.0 if found.quick else max(20.0, faults * 6.0))
     if NEEDS_POSTGRESQL & set(found.only) and found.database == "sqlite":

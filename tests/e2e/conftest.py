@@ -98,7 +98,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 def wired(browser: Browser, service: Running, cookies: Any, wire: Wire) -> Iterator[Person]:
-    """A signed-in browser whose connection a test breaks, in answers of six seconds: its pages may complain of that."""
-    with Person(browser, service.url, max_tokens=300, storage_state=cookies) as person:
+    """A signed-in browser whose connection a test breaks, in answers of 3 s: its pages may complain."""
+    with Person(browser, service.url, max_tokens=150, storage_state=cookies) as person:
         person.context.route_web_socket("**/ws/chat/", wire.connect)
         yield person

@@ -115,7 +115,7 @@ def linked(proxy: Proxy, url: str) -> str:
 
 @contextmanager
 def visiting(browser: Browser, url: str, cookies: Any) -> Iterator[Page]:
-    with Person(browser, url, max_tokens=300, storage_state=cookies) as person:
+    with Person(browser, url, max_tokens=150, storage_state=cookies) as person:
         yield person.tab()
 
 

@@ -16,7 +16,7 @@ from tests.integration.stack import Stack, running
 from tests.servers import PostgreSQL, postgresql, redis_server
 
 pytestmark = [pytest.mark.needs("redis", "postgresql"), pytest.mark.django_db(databases=[])]
-TOLD_S = 60.0  # a wait of 20 s, ten for another connection, and time for a busy machine
+TOLD_S = 60.0  # a wait of 20 s, another one for the pool's next connection, and time for a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -211,8 +211,8 @@ class Hub:
                 stream.heard_at = time.monotonic()
                 if not stream.wants_log:
                     return
-        except AWAY as error:
-            log.warning("the log of %s cannot be read now: %r", stream.id, error)
+        except (*AWAY, db.Error) as error:
+            log.warning("neither log nor row of %s can be read now: %r", stream.id, error)
         except ContractError:
             log.exception("the log of %s", stream.id)
         finally:

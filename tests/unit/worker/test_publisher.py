@@ -389,6 +389,29 @@ def test_a_hand_back_writes_what_is_there_first(bench: Bench) -> None:
     assert bench.publisher.is_settled()
 
 
+def test_an_older_run_that_is_handed_back_late_takes_nothing_from_a_newer_one_here(bench: Bench) -> None:
+    """Its lease had lapsed, and the same worker has claimed the generation again."""
+    first = bench.begin()
+    bench.step(first, 1, "so ")
+    eventually(lambda: bench.log(first).text == "so ")
+    bench.server.delete(names.lease_key(first.id))
+    bench.server.zadd(names.wait_key("demo", "interactive"), {first.id: 1})
+    second = ActiveGeneration(bench.take(first.claim.request), queue_ms=0, claimed_at=0.0)
+    both_are_said = threading.Event()
+    bench.publisher._call(both_are_said.wait, 8.0)
+    bench.publisher.hand_back(first.id, first.run)
+    bench.publisher.begin(second)
+    both_are_said.set()
+    bench.step(first, 7, "of nobody any more ")
+    bench.step(second, 2, "far", Finish(reason="stop", prompt_tokens=1, completion_tokens=1))
+    eventually(lambda: bench.log(second).end is not None)
+    assert bench.log(second).text == "so far"
+    assert bench.publisher.leases() == [(second.id, second.claim.lease)]
+    assert bench.outside.dropped == [first.id]
+    eventually(lambda: bench.outside.stored == [second.id])
+    assert bench.outside.rung == []
+
+
 def test_a_redis_that_is_away_costs_a_pause_and_no_token() -> None:
     port = free_port()
     with redis_server(port=port) as url:
